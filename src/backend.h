@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a backend is: a table of functions behind one trusted problem.  api.c calls them in the order
+ * check -> plan -> decode -> combine. */
+#ifndef FMLA_BACKEND_H
+#define FMLA_BACKEND_H
+
+#include "problem.h"
+#include "status.h"
+
+struct fmla_backend {
+	const char *name;
+	enum fmla_device_type device_type;
+
+	/* Is it there?  Fills name, device_name, variant, reason, num_workers; strings live in the context's `info_text`.
+	 */
+	fmla_status (*probe)(struct fmla_ctx *ctx, struct fmla_backend_info *info);
+	/* May it take this problem?  FMLA_OK, or FMLA_ERR_UNSUPPORTED with the reason. */
+	fmla_status (*check)(struct fmla_ctx *ctx, const struct problem *p);
+	/* Workers that walk the batch: the rows of a plan.  From shapes and device only, >= 1. */
+	int64_t (*num_parts)(struct fmla_ctx *ctx, const struct problem *p);
+	size_t (*workspace_size)(struct fmla_ctx *ctx, const struct problem *p);
+
+	/* Writes p->plan_parts [p->num_parts] and p->plan_splits [b + 1]. */
+	fmla_status (*plan)(struct fmla_ctx *ctx, const struct problem *p);
+	/* Unsplit requests to out and lse, pieces of split ones to the workspace; plans itself when p->plan_parts is NULL.
+	 */
+	fmla_status (*decode)(struct fmla_ctx *ctx, const struct problem *p);
+	/* Merges the pieces that decode left in the workspace. */
+	fmla_status (*combine)(struct fmla_ctx *ctx, const struct problem *p);
+
+	fmla_status (*merge)(struct fmla_ctx *ctx, const struct merge_problem *p);
+	fmla_status (*kv_append)(struct fmla_ctx *ctx, const struct append_problem *p);
+};
+
+/* Compiled in; NULL where the build has none. */
+extern const struct fmla_backend fmla_backend_ref;
+extern const struct fmla_backend fmla_backend_cpu;
+#ifdef FMLA_WITH_CUDA
+extern const struct fmla_backend fmla_backend_cuda;
+#endif
+
+#endif

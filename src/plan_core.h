@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * plan_core.h - stage 2: the schedule, as pure functions that gcc and nvcc both compile.
+ *
+ * All requests are laid end to end on one axis of cost.  Request i takes `overhead + n_i` units: the start of a request
+ * (fetch q, write out) and its n_i visible blocks of BLOCK tokens.  The axis is cut into `active` equal pieces, one per
+ * part, so the planner needs a prefix sum and no search, and any part finds its own borders alone:
+ *
+ *        S_i          S_i + overhead                               S_i + overhead + n_i = S_i+1
+ *     ----|--- start ------|---- block 0 ---- block 1 ---- ... ---------|----
+ *                                        ^ border j at floor(j * total / active)
+ *
+ * A border that falls into the start of a request, or closer than `snap` blocks to either end of it, moves to that end:
+ * a split costs a partial result written and read again, which a few blocks are not worth.  Because total / active >=
+ * overhead + 2 * snap (plan_axis sees to it), no two borders move to the same place: no part is empty while another has
+ * two requests or two blocks to share (except with `chunk`, where borders are coarser by wish). */
+#ifndef FMLA_PLAN_CORE_H
+#define FMLA_PLAN_CORE_H
+
+#include "problem.h"
+
+#ifdef __CUDACC__
+#define PLAN_FN static __host__ __device__ __forceinline__
+#else
+#define PLAN_FN static inline
+#endif
+
+/* What a backend knows about its own costs, in blocks. */
+struct plan_costs {
+	int32_t overhead;   /* price of starting a request                                           */
+	int32_t min_blocks; /* fewest blocks worth a part of their own, >= 1                         */
+	int32_t max_snap;   /* most blocks a border may move to avoid a split                        */
+	int32_t chunk;      /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
+};
+
+struct plan_axis {
+	int64_t total;  /* cost of everything                        */
+	int64_t active; /* parts with work, 1 <= active <= num_parts */
+	int32_t overhead, snap, chunk;
+};
+
+struct blocks {
+	int64_t begin, end; /* the visible blocks of a request; begin == end: none */
+};
+
+/* A border lies before block `block` (relative to the request's first visible block) of request `req`. */
+struct border {
+	int64_t req, block;
+};
+
+/* The blocks that hold the visible keys of a request of `len` keys and s_q query tokens. */
+PLAN_FN struct blocks plan_blocks(int64_t len, int64_t s_q, int64_t window)
+{
+	struct blocks r = {0, (len + BLOCK - 1) / BLOCK};
+	if (len <= 0 || s_q <= 0) {
+		r.end = 0;
+		return r;
+	}
+	if (window > 0 && len - s_q + 1 > window) /* first key that the first query token sees */
+		r.begin = (len - s_q + 1 - window) / BLOCK;
+	return r;
+}
+
+/* The axis for `total_blocks` blocks in b requests. */
+PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t b, int64_t num_parts, struct plan_costs c)
+{
+	struct plan_axis x;
+	int64_t active = total_blocks / c.min_blocks;
+	if (active > num_parts)
+		active = num_parts;
+	if (active < 1)
+		active = 1;
+	const int64_t share = total_blocks / active; /* blocks of an average part */
+	const int64_t overhead = c.overhead < share / 2 ? c.overhead : share / 2;
+	const int64_t snap = c.max_snap < share / 4 ? c.max_snap : share / 4;
+	x.active = active;
+	x.overhead = (int32_t)overhead;
+	x.snap = (int32_t)snap;
+	x.chunk = c.chunk;
+	x.total = total_blocks + b * overhead;
+	return x;
+}
+
+/* Where border j, 0 <= j <= active, lies on the axis. */
+PLAN_FN int64_t plan_position(struct plan_axis x, int64_t j)
+{
+	return j * x.total / x.active;
+}
+
+/* The border at position `at` inside request `req`, whose start is at S and which has n visible blocks from `begin`. */
+PLAN_FN struct border plan_cut(struct plan_axis x, int64_t at, int64_t req, int64_t S, struct blocks r)
+{
+	const int64_t n = r.end - r.begin;
+	int64_t k = at - S - x.overhead;
+	if (x.chunk > 0)
+		k = (r.begin + k) / x.chunk * x.chunk - r.begin;
+	struct border cut = {req, k};
+	if (k <= 0 || k < x.snap)
+		cut.block = 0;
+	else if (n - k < x.snap || k >= n) {
+		cut.req = req + 1;
+		cut.block = 0;
+	}
+	return cut;
+}
+
+/* The borders strictly inside a request, as a range of border numbers: first <= j < end.  A request with none is not
+ * split; otherwise parts first - 1 .. end - 1 share it, and part first - 1 + s computes its split number s.  (Not with
+ * chunk.) */
+struct border_range {
+	int64_t first, end;
+};
+
+PLAN_FN int64_t plan_border_at_or_after(struct plan_axis x, int64_t at)
+{
+	return (at * x.active + x.total - 1) / x.total; /* smallest j with floor(j * total / active) >= at */
+}
+
+PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, struct blocks r)
+{
+	const int64_t n = r.end - r.begin, near = x.snap > 1 ? x.snap : 1;
+	struct border_range in = {0, 0};
+	if (x.total <= 0 || n < 2 * near)
+		return in;
+	in.first = plan_border_at_or_after(x, S + x.overhead + near);
+	in.end = plan_border_at_or_after(x, S + x.overhead + n - near + 1);
+	if (in.first < 1)
+		in.first = 1;
+	if (in.end > x.active)
+		in.end = x.active;
+	if (in.end <= in.first)
+		in.first = in.end = 0;
+	return in;
+}
+
+#endif
