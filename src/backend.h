@@ -12,10 +12,12 @@ struct fmla_backend {
 	const char *name;
 	enum fmla_device_type device_type;
 
-	/* Is it there?  Fills name, device_name, variant, reason, num_workers; strings live in the context's `info_text`.
-	 */
+	/* Is it there?  Fills available, device_name, variant, reason, num_workers (api.c fills the rest); strings are
+	 * constants or live in the backend's own entry of the context's `info_text`. */
 	fmla_status (*probe)(struct fmla_ctx *ctx, struct fmla_backend_info *info);
-	/* May it take this problem?  FMLA_OK, or FMLA_ERR_UNSUPPORTED with the reason. */
+	/* May it take this problem (NULL: merge and append) here and now?  FMLA_OK, or FMLA_ERR_UNSUPPORTED with the
+	 * reason; api.c then asks the next backend for the same device.  Called in every public call, so it must be cheap.
+	 */
 	fmla_status (*check)(struct fmla_ctx *ctx, const struct problem *p);
 	/* Workers that walk the batch: the rows of a plan.  From shapes and device only, >= 1. */
 	int64_t (*num_parts)(struct fmla_ctx *ctx, const struct problem *p);
@@ -24,18 +26,22 @@ struct fmla_backend {
 	/* Writes p->plan_parts [p->num_parts] and p->plan_splits [b + 1]. */
 	fmla_status (*plan)(struct fmla_ctx *ctx, const struct problem *p);
 	/* Unsplit requests to out and lse, pieces of split ones to the workspace; plans itself when p->plan_parts is NULL.
-	 */
+	 * p->workspace is 256-byte aligned and holds workspace_size bytes (NULL only when that is 0). */
 	fmla_status (*decode)(struct fmla_ctx *ctx, const struct problem *p);
 	/* Merges the pieces that decode left in the workspace. */
 	fmla_status (*combine)(struct fmla_ctx *ctx, const struct problem *p);
 
 	fmla_status (*merge)(struct fmla_ctx *ctx, const struct merge_problem *p);
 	fmla_status (*kv_append)(struct fmla_ctx *ctx, const struct append_problem *p);
+
+	/* Frees what the backend keeps in the context; NULL when it keeps nothing. */
+	void (*release)(struct fmla_ctx *ctx);
 };
 
-/* Compiled in; NULL where the build has none. */
 extern const struct fmla_backend fmla_backend_ref;
+#ifdef FMLA_WITH_CPU
 extern const struct fmla_backend fmla_backend_cpu;
+#endif
 #ifdef FMLA_WITH_CUDA
 extern const struct fmla_backend fmla_backend_cuda;
 #endif

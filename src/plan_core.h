@@ -106,7 +106,7 @@ PLAN_FN struct border plan_cut(struct plan_axis x, int64_t at, int64_t req, int6
 
 /* The borders strictly inside a request, as a range of border numbers: first <= j < end.  A request with none is not
  * split; otherwise parts first - 1 .. end - 1 share it, and part first - 1 + s computes its split number s.  (Not with
- * chunk.) */
+ * chunk, where plan_chunks() says how a request is split.) */
 struct border_range {
 	int64_t first, end;
 };
@@ -131,6 +131,41 @@ PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, st
 	if (in.end <= in.first)
 		in.first = in.end = 0;
 	return in;
+}
+
+/* Batch-invariant mode: a request's blocks are cut at multiples of `chunk`, whoever works on them, so that its sums do
+ * not depend on its batchmates.  Split s of a request is its chunk number r.begin / chunk + s; a part may hold several.
+ */
+PLAN_FN int64_t plan_chunks(int32_t chunk, struct blocks r)
+{
+	return r.end > r.begin ? (r.end - 1) / chunk - r.begin / chunk + 1 : 1;
+}
+
+/* The row of the part between two borders.  r_from: blocks of request from.req; r_last: blocks of the last request that
+ * the part works on, which is to.req when to.block > 0 and to.req - 1 otherwise; split: how many borders of from.req
+ * lie before or at `from`, which is 0 when from.block is (ignored with chunk). */
+PLAN_FN struct part plan_row(struct plan_axis x, struct border from, struct blocks r_from, int64_t split,
+                             struct border to, struct blocks r_last)
+{
+	struct part row = {PLAN_IDLE, 0, 0, 0, 0, 0, 0, PLAN_TAG};
+	if (from.req == to.req && from.block == to.block)
+		return row;
+	const int inside = to.block > 0; /* `to` lies inside the last request */
+	const int64_t last = inside ? to.req : to.req - 1;
+	row.begin_req = (int32_t)from.req;
+	row.end_req = (int32_t)last;
+	row.begin_block = (int32_t)(r_from.begin + from.block);
+	row.end_block = (int32_t)(inside ? r_last.begin + to.block : r_last.end);
+	if (x.chunk > 0) {
+		row.begin_split = (int32_t)(row.begin_block / x.chunk - r_from.begin / x.chunk);
+		row.first_split = plan_chunks(x.chunk, r_from) > 1;
+		row.last_split = plan_chunks(x.chunk, r_last) > 1;
+	} else {
+		row.begin_split = (int32_t)split;
+		row.first_split = from.block > 0 || (inside && from.req == last);
+		row.last_split = inside || (from.block > 0 && from.req == last);
+	}
+	return row;
 }
 
 #endif

@@ -14,6 +14,7 @@ enum {
 	D_V = 512,             /* latent values: all of V, the first part of K                                      */
 	D_ROPE = 64,           /* rope values behind them                                                          */
 	D_QK = 576,            /* D_V + D_ROPE; problems with d_qk 512 have no rope part                            */
+	PLAN_CHUNK = 64,       /* blocks of a piece in batch-invariant mode: fixed, or results would depend on the batch */
 	PLAN_FIELDS = 8,       /* int32 fields of a plan row, see struct part                                      */
 	PLAN_TAG = 0x464d4c31, /* "FML1": marks rows that fmla_plan wrote                                      */
 	PLAN_IDLE = INT32_MAX  /* begin_req of a part without work                                             */
@@ -106,5 +107,12 @@ struct append_problem {
 	int64_t num_pages, page, kv_page, kv_token, kv_head;
 	void *stream;
 };
+
+/* The slot of new token n; negative: skip it.  Host memory only. */
+static inline int64_t append_slot(const struct append_problem *p, int64_t n)
+{
+	return p->slots_64 ? ((const int64_t *)p->slots)[n * p->slots_stride]
+	                   : ((const int32_t *)p->slots)[n * p->slots_stride];
+}
 
 #endif

@@ -8,13 +8,23 @@
 
 struct fmla_backend;
 
+/* What FMLA_CPU allows: the fastest CPU variant that may be used.  CPU_REF leaves only the ref backend. */
+enum cpu_variant { CPU_REF, CPU_C, CPU_AVX2, CPU_AVX512, CPU_AMX };
+
+/* Strings that a backend's probe writes for fmla_backend_info. */
+struct info_text {
+	char device_name[256];
+	char reason[256];
+};
+enum info_owner { INFO_CUDA, INFO_CPU, INFO_REF, INFO_PORTABLE, INFO_OWNERS };
+
 struct fmla_ctx {
-	const struct fmla_backend *forced; /* NULL: by the tensors' device    */
-	int num_threads;                   /* > 0                             */
-	int cpu_variant;                   /* enum cpu_variant, see src/cpu   */
-	void *cuda;                        /* the CUDA backend's handle, lazily made; freed with the context */
+	const struct fmla_backend *forced; /* NULL: by the tensors' device                                   */
+	int num_threads;                   /* > 0; 0 in a context whose creation failed                      */
+	int cpu_variant;                   /* enum cpu_variant: the cap of FMLA_CPU, CPU_AMX without one      */
+	void *cuda;                        /* the CUDA backend's handle, lazily made; its `release` frees it  */
 	char error[512];
-	char info_text[4][256];
+	struct info_text info_text[INFO_OWNERS];
 };
 
 /* Stores a printf-style sentence and returns `status`. */

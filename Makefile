@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+#
+# FlashMLA-C.  `make help` lists the targets.  Sources are found by wildcard: a new file in src/, src/ref/, src/cpu/,
+# src/cuda/, cli/ or tests/ needs no line here.
+#
+#   CUDA=0             build without CUDA although nvcc is there
+#   OPENMP=0           build without OpenMP
+#   BUILD=DIR          build folder (default build)
+#   EXTRA_CFLAGS=...   e.g. -fsanitize=address,undefined
+
+CC      ?= gcc
+BUILD   ?= build
+PREFIX  ?= /usr/local
+DESTDIR ?=
+LIBDIR  ?= $(PREFIX)/lib
+
+VERSION := $(shell sed -n 's/^\#define FMLA_VERSION_[MP][A-Z]* *//p' include/flash_mla.h | paste -sd.)
+MAJOR   := $(firstword $(subst ., ,$(VERSION)))
+
+CPPFLAGS += -D_GNU_SOURCE -Iinclude -Isrc
+OPT      ?= -O3 -g
+WARN     ?= -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+CFLAGS    = -std=c11 $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off $(OMP) $(EXTRA_CFLAGS)
+LDLIBS    = -lm
+
+# OpenMP where the compiler has it; the library is complete without.
+OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo 1 || echo 0)
+OMP    := $(if $(filter 1,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
+
+LIB_SRC := $(wildcard src/*.c src/ref/*.c src/cpu/*.c)
+
+# CUDA where nvcc is found and CUDA=0 is not said.
+NVCC ?= $(shell command -v nvcc 2>/dev/null)
+CUDA ?= $(if $(NVCC),1,0)
+CU_SRC := $(wildcard src/cuda/*.cu)
+ifeq ($(CUDA)$(if $(CU_SRC),1),11)
+CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
+NVCCFLAGS ?= -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -Xptxas -v
+LIB_SRC   += $(wildcard src/cuda/*.c) $(CU_SRC)
+CPPFLAGS  += -DFMLA_WITH_CUDA -I$(CUDA_HOME)/include
+LDLIBS    += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
+CUDA_NOTE := with CUDA ($(NVCC))
+else
+CUDA_NOTE := without CUDA ($(if $(filter 0,$(CUDA)),$(if $(NVCC),CUDA=0,no nvcc found),no CUDA sources))
+endif
+ifneq ($(wildcard src/cpu/backend.c),)
+CPPFLAGS += -DFMLA_WITH_CPU
+endif
+
+LIB_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(LIB_SRC))
+SO       := $(BUILD)/libflash_mla.so
+SONAME   := libflash_mla.so.$(MAJOR)
+LIB      := $(BUILD)/libflash_mla.a
+
+# Pieces that the command, the tests and the GPU checks share: the case table, input data, comparison.
+SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.c)))
+
+CLI_SRC  := $(wildcard cli/*.c)
+CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
+CLI_LIBS ?=
+CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
+
+TESTS    := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
+
+.PHONY: all lib cli examples demo check check-gpu bench bench-gpu lint format install mutants fuzz coverage help clean tests
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: lib cli
+
+help:
+	@echo 'FlashMLA-C $(VERSION), $(CUDA_NOTE)'
+	@echo '  make            the library and the command'
+	@echo '  make lib        $(SO), $(LIB)'
+	@echo '  make cli        $(BUILD)/flashmla'
+	@echo '  make demo       builds, decodes a real serving batch on the CPU, verifies it'
+	@echo '  make check      all tests of the CPU side (installs what they need where it may)'
+	@echo '  make check-gpu  parity of the GPU backend with the reference; fails where no GPU runs it'
+	@echo '  make bench      speed of the CPU backend; make bench-gpu: of the GPU backend'
+	@echo '  make lint       clang-format, warnings, cppcheck; make format applies clang-format'
+	@echo '  make mutants    plants known bugs one by one and expects the tests to fail'
+	@echo '  make fuzz       long fuzzing (FUZZ_SECONDS=600 a target)'
+	@echo '  make coverage   lines of src/ that the tests run'
+	@echo '  make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo 'Options: CUDA=0 OPENMP=0 BUILD=DIR EXTRA_CFLAGS=... CC=...'
+
+lib: $(SO) $(LIB) $(BUILD)/flash_mla.pc
+	@echo 'libflash_mla $(VERSION) $(CUDA_NOTE)'
+
+cli: $(CLI)
+examples: $(EXAMPLES)
+tests: $(TESTS) $(CLI) $(EXAMPLES) lib
+
+$(BUILD)/obj/%.c.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/%.cu.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
+
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(SO): $(LIB_OBJ) src/flash_mla.map
+	$(CC) -shared $(CFLAGS) $(LDFLAGS) -Wl,-soname,$(SONAME) -Wl,--version-script=src/flash_mla.map -Wl,-z,defs \
+		-o $(SO).$(VERSION) $(LIB_OBJ) $(LDLIBS)
+	ln -sf $(notdir $(SO)).$(VERSION) $(BUILD)/$(SONAME)
+	ln -sf $(SONAME) $(SO)
+
+$(BUILD)/flash_mla.pc: include/flash_mla.h Makefile
+	@mkdir -p $(@D)
+	@printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' 'libdir=$(LIBDIR)' '' 'Name: flash_mla' \
+		'Description: multi-head latent attention decoding over a paged KV cache' 'Version: $(VERSION)' \
+		'Cflags: -I$${includedir}' 'Libs: -L$${libdir} -lflash_mla' 'Libs.private: $(LDLIBS) $(OMP)' >$@
+
+$(BUILD)/flashmla: $(CLI_OBJ) $(SHARED_OBJ) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CLI_LIBS) $(LDLIBS)
+
+$(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.c.o $(SHARED_OBJ) $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+demo: cli
+	$(BUILD)/flashmla demo
+
+check:
+	@tests/check.sh
+
+check-gpu: cli
+	$(BUILD)/flashmla check --backend cuda
+
+bench: cli
+	$(BUILD)/flashmla bench --backend cpu
+
+bench-gpu: cli
+	$(BUILD)/flashmla bench --backend cuda
+
+C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh')
+lint:
+	@tests/lint.sh
+
+format:
+	clang-format -i $(C_FILES)
+
+mutants:
+	@tests/mutants.sh
+
+fuzz:
+	@tests/fuzz.sh $${FUZZ_SECONDS:-600}
+
+coverage:
+	@tests/coverage.sh
+
+install: lib cli
+	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+	install -m 644 include/flash_mla.h '$(DESTDIR)$(PREFIX)/include/'
+	install -m 644 $(LIB) '$(DESTDIR)$(LIBDIR)/'
+	install -m 755 $(SO).$(VERSION) '$(DESTDIR)$(LIBDIR)/'
+	ln -sf $(notdir $(SO)).$(VERSION) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
+	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/$(notdir $(SO))'
+	install -m 644 $(BUILD)/flash_mla.pc '$(DESTDIR)$(LIBDIR)/pkgconfig/'
+ifneq ($(CLI),)
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 $(CLI) '$(DESTDIR)$(PREFIX)/bin/'
+endif
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
