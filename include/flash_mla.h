@@ -173,8 +173,9 @@ enum fmla_flags {
 /* Dense paged decode.  All tensors live on one device.  b, s_q, h_q, h_kv, page, ... are read off the shapes.
  *
  * Lengths: cache_seqlens[i] counts all keys of request i, those of its own s_q query tokens included, already written.
- * Key t of request i is row t % page of page block_table[i, t / page].  Table entries past the last used page, rows of
- * a page past the length, and pages that no request uses may hold anything, NaN included; they never reach a result.
+ * Key t of request i is row t % page of page block_table[i, t / page].  A key is used when some query token of its request
+ * sees it, a table entry or page when it holds a used key.  All others (past the length, before the window, pages of
+ * nobody) may hold anything, NaN and wild indices included; they never reach a result.
  * Negative lengths: an error where the host can see the lengths (CPU); treated as 0 on a GPU, as are lengths past
  * max_pages * page, which are cut there.
  * Page indices out of [0, num_pages) in a used entry: an error on the CPU (FMLA_ERR_PAGE).  On a GPU nothing outside of
@@ -250,8 +251,8 @@ FMLA_API fmla_status fmla_decode(fmla_ctx *ctx, const struct fmla_decode_args *a
  * n may be 0: all rows are empty then. */
 struct fmla_merge_args {
 	size_t struct_size;
-	const struct fmla_tensor *partial_out; /* [n, b, s_q, h_q, d_v] bf16|fp16|fp32; last stride 1; d_v a multiple of 8,
-	                                          other strides multiples of 8                                          */
+	const struct fmla_tensor *partial_out; /* [n, b, s_q, h_q, d_v] bf16|fp16|fp32, 16-byte aligned; last stride 1; d_v
+	                                          and other strides multiples of 8                                      */
 	const struct fmla_tensor *partial_lse; /* [n, b, h_q, s_q] fp32, any strides                                     */
 	const struct fmla_tensor *attn_sink;   /* [h_q] fp32 or NULL; applied once, after the merge                      */
 	struct fmla_tensor *out;               /* [b, s_q, h_q, d_v] bf16|fp16|fp32                                      */
