@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bench.c - `flashmla bench`: time of one attention layer, against the limits of this machine.
+ *
+ * Method.  A pass decodes all layers of a step, each from its own KV cache (1 GiB together by default, so that memory
+ * and not a cache is measured; --layers 1 keeps one small cache warm), with one plan that is made outside of the
+ * window.  One pass warms up, then passes are timed for --seconds, at least three; the median counts, divided by the
+ * layers.  bytes: every distinct cached token once, q, out and lse.  flop: both products on visible keys. */
+#include "batch.h"
+#include "cli.h"
+#include "device.h"
+#include "json.h"
+#include "roof.h"
+#include "step.h"
+#include "svg.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct options {
+	struct batch_options batch;
+	const char *svg;
+	int64_t layers;
+	double seconds;
+	bool json, verify;
+};
+
+/* One line of the result. */
+struct row {
+	char name[64];
+	struct layer_shape shape;
+	bool varlen;
+	int64_t b, s_k, kv_tokens, layers, passes;
+	double us, us_min, plan_us, bytes, flop, floor_us;
+	int64_t wrong; /* requests that differ from the reference; -1: not compared */
+	double worst;  /* largest absolute error of out */
+};
+
+struct bench {
+	struct options o;
+	fmla_ctx *ctx;
+	struct fmla_backend_info info;
+	struct roof roof;
+	struct row *rows;
+	int count, capacity;
+};
+
+/* What is timed when the options name nothing: the shapes that the project's goals name. */
+static const struct bench_case {
+	int device;
+	int64_t b, s_q, h_q, s_k, layers;
+	bool varlen;
+	struct fmla_dtype dtype;
+} default_cases[] = {
+    {FMLA_DEVICE_CPU, 64, 1, 16, 16384, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_CPU, 64, 1, 64, 16384, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_CPU, 64, 1, 128, 16384, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_CPU, 1, 1, 128, 16384, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_CPU, 64, 1, 16, 16384, 1, false, FMLA_FP16},
+    {FMLA_DEVICE_CPU, 1, 1, 128, 16384, 1, false, FMLA_FP16},
+    {FMLA_DEVICE_CUDA, 128, 1, 128, 4096, 0, true, FMLA_BF16},
+    {FMLA_DEVICE_CUDA, 128, 1, 128, 8192, 0, true, FMLA_BF16},
+    {FMLA_DEVICE_CUDA, 128, 2, 128, 4096, 0, true, FMLA_BF16},
+    {FMLA_DEVICE_CUDA, 128, 1, 64, 8192, 0, true, FMLA_BF16},
+    {FMLA_DEVICE_CUDA, 128, 1, 16, 8192, 0, true, FMLA_BF16},
+    {FMLA_DEVICE_CUDA, 1, 1, 128, 8192, 0, false, FMLA_BF16},
+};
+enum { NUM_DEFAULT_CASES = sizeof(default_cases) / sizeof(*default_cases) };
+
+/* ---- timing ---------------------------------------------------------------------------------------------------- */
+
+static int by_value(const void *a, const void *b)
+{
+	const double x = *(const double *)a, y = *(const double *)b;
+	return x < y ? -1 : x > y;
+}
+
+/* One pass over all layers; microseconds per layer, NAN after a failure. */
+static double time_pass(struct step *s, int *code)
+{
+	const double start = now_seconds();
+	for (int64_t l = 0; l < s->layers; l++) {
+		const fmla_status status = step_decode(s, l);
+		if (status != FMLA_OK) {
+			*code = fail_status(s->ctx, status, "decode");
+			return NAN;
+		}
+	}
+	if (!device_sync(s->device)) {
+		*code = fail(EXIT_SYSTEM, "decode: %s", device_error(s->device));
+		return NAN;
+	}
+	return (now_seconds() - start) * 1e6 / (double)s->layers;
+}
+
+static int time_step(const struct bench *b, struct step *s, struct row *row)
+{
+	enum { MIN_PASSES = 3, MAX_PASSES = 1000 };
+	double samples[MAX_PASSES], start = now_seconds();
+	int code = EXIT_OK;
+	const fmla_status status = step_plan(s);
+	if (status != FMLA_OK)
+		return fail_status(s->ctx, status, "plan");
+	if (!device_sync(s->device))
+		return fail(EXIT_SYSTEM, "plan: %s", device_error(s->device));
+	row->plan_us = (now_seconds() - start) * 1e6;
+
+	progress(row->name, 0, 1);
+	time_pass(s, &code);
+	start = now_seconds();
+	while (code == EXIT_OK && !interrupted && row->passes < MAX_PASSES &&
+	       (row->passes < MIN_PASSES || now_seconds() - start < b->o.seconds)) {
+		samples[row->passes++] = time_pass(s, &code);
+		progress(row->name, (int64_t)((now_seconds() - start) * 1e3), (int64_t)(b->o.seconds * 1e3) + 1);
+	}
+	if (code != EXIT_OK || row->passes == 0)
+		return code;
+	qsort(samples, (size_t)row->passes, sizeof(*samples), by_value);
+	row->us = samples[row->passes / 2];
+	row->us_min = samples[0];
+	return EXIT_OK;
+}
+
+/* ---- output ---------------------------------------------------------------------------------------------------- */
+
+static double share(const struct row *r) /* percent of the limit, < 0: not known */
+{
+	return r->floor_us > 0 ? 100 * r->floor_us / r->us : -1;
+}
+
+static void print_row_json(const struct bench *b, const struct row *r)
+{
+	printf("{\"backend\": \"%s\", \"variant\": \"%s\", \"case\": ", b->info.name, b->info.variant);
+	json_put_string(stdout, r->name);
+	printf(", \"b\": %lld, \"s_q\": %lld, \"h_q\": %lld, \"h_kv\": %lld, \"s_k\": %lld, \"varlen\": %d, \"kv_tokens\": %lld, "
+	       "\"page\": %lld, \"dtype\": \"%s\", \"layers\": %lld, \"us\": %.2f, \"us_min\": %.2f, \"plan_us\": %.2f, \"passes\": "
+	       "%lld, \"gbs\": %.2f, \"tflops\": %.4f, \"roof_pct\": ",
+	       (long long)r->b, (long long)r->shape.s_q, (long long)r->shape.h_q, (long long)r->shape.h_kv, (long long)r->s_k,
+	       r->varlen, (long long)r->kv_tokens, (long long)r->shape.page, dtype_name(r->shape.dtype), (long long)r->layers,
+	       r->us, r->us_min, r->plan_us, (long long)r->passes, r->bytes / r->us / 1e3, r->flop / r->us / 1e6);
+	if (share(r) >= 0)
+		printf("%.1f", share(r));
+	else
+		printf("null");
+	if (r->wrong >= 0)
+		printf(", \"wrong\": %lld, \"max_error\": %.3g", (long long)r->wrong, r->worst);
+	printf("}\n");
+	fflush(stdout);
+}
+
+static void print_head(const struct bench *b)
+{
+	printf("flashmla %s, backend %s (%s), %s, %d workers\n", fmla_version_string(), b->info.name, b->info.variant,
+	       b->info.device_name, b->info.num_workers);
+	if (b->roof.gbs > 0)
+		printf("limits of this machine: %s %.4g GB/s, %s %.3g TFLOP/s\n", b->roof.gbs_name, b->roof.gbs, b->roof.tflops_name,
+		       b->roof.tflops);
+	printf("\n%-16s %5s %4s %4s %5s %8s %9s %8s %8s %6s", "requests", "b", "s_q", "h_q", "type", "tokens", "us/layer", "GB/s",
+	       "TFLOP/s", "limit");
+	printf(b->o.verify ? "  %s\n" : "\n", "largest error");
+}
+
+static void print_row(const struct bench *b, const struct row *r)
+{
+	char tokens[16], limit[16] = "-";
+	if (share(r) >= 0)
+		snprintf(limit, sizeof(limit), "%.0f %%", share(r));
+	printf("%-16s %5lld %4lld %4lld %5s %8s %9.1f %8.1f %8.3f %6s", r->name, (long long)r->b, (long long)r->shape.s_q,
+	       (long long)r->shape.h_q, dtype_name(r->shape.dtype), human_count((double)r->kv_tokens, tokens), r->us,
+	       r->bytes / r->us / 1e3, r->flop / r->us / 1e6, limit);
+	if (r->wrong > 0)
+		printf("  %.1e, %lld of %lld requests WRONG", r->worst, (long long)r->wrong, (long long)r->b);
+	else if (r->wrong == 0)
+		printf("  %.1e, all %lld right", r->worst, (long long)r->b);
+	putchar('\n');
+	fflush(stdout);
+}
+
+static void print_tail(const struct bench *b, const struct batches *all)
+{
+	if (b->o.batch.trace && b->count > 1) {
+		double us = 0, floor = 0, bytes = 0, flop = 0;
+		for (int i = 0; i < b->count; i++) {
+			us += b->rows[i].us;
+			floor += b->rows[i].floor_us;
+			bytes += b->rows[i].bytes;
+			flop += b->rows[i].flop;
+		}
+		printf("\n%d of %lld steps of the trace (%.1f requests in an average step): %.1f us per layer and step, %.1f GB/s, "
+		       "%.3f TFLOP/s",
+		       b->count, (long long)all->replay_steps, all->mean_batch, us / b->count, bytes / us / 1e3, flop / us / 1e6);
+		printf(floor > 0 ? ", %.0f %% of the limit\n" : "\n", 100 * floor / us);
+	}
+	printf("\ntokens    cached tokens that the batch attends to\n"
+	       "us/layer  time of one attention layer for the whole batch, in microseconds (median)\n"
+	       "GB/s      memory traffic: each cached token once, queries and results\n");
+	if (b->roof.gbs > 0)
+		printf("limit     share of the machine's own limit: 100 %% is a perfect use of its memory or its arithmetic,\n"
+		       "          whichever binds\n");
+	if (b->o.verify)
+		printf("largest error: every request compared with the double-precision reference\n");
+}
+
+static int draw(const struct bench *b)
+{
+	char subtitle[256];
+	struct roof_point *points = calloc((size_t)b->count + 1, sizeof(*points));
+	if (!points)
+		return fail(EXIT_SYSTEM, "out of memory");
+	for (int i = 0; i < b->count; i++) {
+		const struct row *r = &b->rows[i];
+		points[i] = (struct roof_point){
+		    .intensity = r->flop / r->bytes, .tflops = r->flop / r->us / 1e6, .roof_pct = share(r)};
+		snprintf(points[i].label, sizeof(points[i].label), "%.24s, b %lld, %lld heads, %s", r->name, (long long)r->b,
+		         (long long)(r->shape.h_q * r->shape.s_q), dtype_name(r->shape.dtype));
+	}
+	snprintf(subtitle, sizeof(subtitle), "flashmla %s, backend %s (%s) on %s, %d workers; a point is one attention layer",
+	         fmla_version_string(), b->info.name, b->info.variant, b->info.device_name, b->info.num_workers);
+	const struct roof_chart chart = {.title = "MLA decode against the limits of this machine",
+	                                 .subtitle = subtitle,
+	                                 .gbs = b->roof.gbs,
+	                                 .tflops = b->roof.tflops,
+	                                 .gbs_name = b->roof.gbs_name,
+	                                 .tflops_name = b->roof.tflops_name,
+	                                 .points = points,
+	                                 .count = b->count};
+	const bool ok = svg_roofline(b->o.svg, &chart);
+	free(points);
+	if (!ok)
+		return fail(EXIT_SYSTEM, "%s cannot be written", b->o.svg);
+	if (!b->o.json)
+		printf("\npicture: %s\n", b->o.svg);
+	return EXIT_OK;
+}
+
+/* ---- cases ----------------------------------------------------------------------------------------------------- */
+
+static struct row *add_row(struct bench *b)
+{
+	if (b->count == b->capacity) {
+		const int capacity = b->capacity ? 2 * b->capacity : 64;
+		struct row *rows = realloc(b->rows, (size_t)capacity * sizeof(*rows));
+		if (!rows)
+			return NULL;
+		b->rows = rows;
+		b->capacity = capacity;
+	}
+	b->rows[b->count] = (struct row){.wrong = -1};
+	return &b->rows[b->count];
+}
+
+static int bench_batch(struct bench *b, const struct layer_shape *shape, const struct batch *batch, int64_t layers)
+{
+	struct step step;
+	struct row *row = add_row(b);
+	if (!row)
+		return fail(EXIT_SYSTEM, "out of memory");
+	int code = step_create(&step, b->ctx, b->info.device_type, shape, batch, layers, b->o.batch.seed, true);
+	if (code == EXIT_OK && !interrupted) {
+		const struct step_cost cost = step_cost(shape, batch);
+		snprintf(row->name, sizeof(row->name), "%s", batch->name);
+		row->shape = *shape;
+		row->varlen = batch->varlen;
+		row->b = batch->b;
+		row->s_k = batch->longest;
+		row->kv_tokens = batch->pages.kv_tokens;
+		row->layers = step.layers;
+		row->bytes = cost.bytes;
+		row->flop = cost.flop;
+		row->floor_us = roof_us(&b->roof, cost.bytes, cost.flop);
+		code = time_step(b, &step, row);
+	}
+	if (code == EXIT_OK && !interrupted && b->o.verify)
+		code = step_verify(&step, &row->wrong, &row->worst);
+	step_destroy(&step);
+	progress_clear();
+	if (code == EXIT_OK && !interrupted) {
+		b->count++;
+		(b->o.json ? print_row_json : print_row)(b, row);
+		if (row->wrong > 0)
+			code = EXIT_FAILED;
+	}
+	return code;
+}
+
+/* All batches of the options, each with every head count. */
+static int bench_batches(struct bench *b, struct batches *all, int64_t layers)
+{
+	int worst = EXIT_OK;
+	while (all->next < all->count && !interrupted) {
+		struct batch batch;
+		int code = batches_next(all, &batch);
+		for (int i = 0; i < b->o.batch.num_heads && code <= EXIT_FAILED && !interrupted; i++) {
+			struct layer_shape shape = b->o.batch.shape;
+			shape.h_q = b->o.batch.heads[i];
+			code = bench_batch(b, &shape, &batch, layers);
+			worst = code > worst ? code : worst;
+		}
+		batch_free(&batch);
+		if (code > EXIT_FAILED)
+			return code;
+	}
+	return worst;
+}
+
+static int bench_default_cases(struct bench *b)
+{
+	int worst = EXIT_OK;
+	for (int i = 0; i < NUM_DEFAULT_CASES && worst <= EXIT_FAILED && !interrupted; i++) {
+		const struct bench_case *c = &default_cases[i];
+		struct batches all;
+		if (c->device != b->info.device_type)
+			continue;
+		struct batch_options *o = &b->o.batch;
+		o->b = c->b;
+		o->s_k = c->s_k;
+		o->varlen = c->varlen;
+		o->heads[0] = c->h_q;
+		o->num_heads = 1;
+		o->shape.s_q = c->s_q;
+		o->shape.dtype = c->dtype;
+		b->roof = roof_of(&b->info, c->dtype);
+		int code = batches_open(&all, o);
+		if (code == EXIT_OK)
+			code = bench_batches(b, &all, b->o.layers ? b->o.layers : c->layers);
+		batches_close(&all);
+		worst = code > worst ? code : worst;
+	}
+	return worst;
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct options *o = state->input;
+	switch (key) {
+	case ARGP_KEY_INIT:
+		state->child_inputs[0] = &o->batch;
+		return 0;
+	case 'l':
+		o->layers = parse_integer(state, "--layers", arg, 0, 4096);
+		return 0;
+	case 's':
+		o->seconds = parse_real(state, "--seconds", arg, 0, 3600);
+		return 0;
+	case 'v':
+		o->verify = true;
+		return 0;
+	case 'g':
+		o->svg = arg;
+		return 0;
+	case 'j':
+		o->json = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "'%s' is one argument too many", arg);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+int cmd_bench(int argc, char **argv)
+{
+	static const struct argp_option argp_options[] = {
+	    {NULL, 0, NULL, 0, "Measuring:", 4},
+	    {"layers", 'l', "N", 0, "KV caches to walk through in turn; default: as many as make 1 GiB", 4},
+	    {"seconds", 's', "X", 0, "time each case for X seconds; default 1", 4},
+	    {"verify", 'v', NULL, 0, "compare every request with the reference", 4},
+	    {"svg", 'g', "FILE", 0, "draw the roofline", 4},
+	    {"json", 'j', NULL, 0, "one JSON object a line", 4},
+	    {0}};
+	static const struct argp_child children[] = {{&batch_argp, 0, NULL, 0}, {0}};
+	static const struct argp argp = {
+	    .options = argp_options,
+	    .parser = parse,
+	    .children = children,
+	    .doc = "Measures one attention layer for a batch of requests against the limits of this machine.  Without a "
+	           "shape, a workload or a trace it times the shapes that the project's goals name."};
+	struct bench b = {.o = {.batch = batch_defaults, .seconds = 1}};
+	struct batch_options *o = &b.o.batch;
+	argp_parse(&argp, argc, argv, 0, NULL, &b.o);
+
+	int code;
+	struct batches all = {0};
+	b.ctx = open_backend(o->backend, o->threads, &b.info, &code);
+	if (!b.ctx)
+		return code;
+	const bool given = o->workload || o->trace || o->b || o->s_k || o->varlen || o->num_heads;
+	if (!o->num_heads) {
+		o->heads[0] = 128;
+		o->num_heads = 1;
+	}
+	code = given ? batches_open(&all, o) : EXIT_OK;
+	if (code == EXIT_OK && !interrupted) {
+		b.roof = roof_of(&b.info, o->shape.dtype);
+		if (!b.o.json)
+			print_head(&b);
+		code = given ? bench_batches(&b, &all, b.o.layers) : bench_default_cases(&b);
+	}
+	if (b.count > 0 && !b.o.json)
+		print_tail(&b, &all);
+	if (b.count > 0 && b.o.svg) {
+		const int drawn = draw(&b);
+		code = drawn > code ? drawn : code;
+	}
+	free(b.rows);
+	batches_close(&all);
+	fmla_ctx_destroy(b.ctx);
+	return code;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * device.h - memory of the device that a backend computes on, the only place of the command that knows CUDA.
+ *
+ * On the CPU device memory is host memory and a copy is a memcpy, so one path (fill on the host, upload, decode,
+ * download, compare) serves both.  A build without CUDA offers the CPU only. */
+#ifndef CLI_DEVICE_H
+#define CLI_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { DEVICE_ALIGNMENT = 256 };
+
+/* `type` is an enum fmla_device_type.  NULL: no such device in this build, or no memory; device_error() says which. */
+void *device_alloc(int type, size_t bytes);
+void device_free(int type, void *data);
+
+bool device_upload(int type, void *device, const void *host, size_t bytes);
+bool device_download(int type, void *host, const void *device, size_t bytes);
+bool device_sync(int type); /* false: a kernel failed */
+
+const char *device_error(int type); /* a sentence about the last failure */
+
+#endif

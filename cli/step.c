@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: MIT */
+#include "step.h"
+
+#include "device.h"
+#include "value.h" /* of the library: 16-bit formats as inline functions, no part of its binary interface */
+#include "workload.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { D_V = 512, AUTO_KV_BYTES = 1 << 30, MAX_AUTO_LAYERS = 64, PLAN_FIELDS = 8 };
+
+/* ---- data ------------------------------------------------------------------------------------------------------ */
+
+enum { POOL = 1 << 16 }; /* normal random values, drawn from by 16 random bits: fills at memory speed */
+
+static uint16_t *make_pool(struct fmla_dtype dtype, uint64_t seed)
+{
+	static const struct fmla_dtype bf16 = FMLA_BF16;
+	uint16_t *pool = malloc(POOL * sizeof(*pool));
+	for (int i = 0; pool && i < POOL; i++) {
+		const double u = (double)(next_random(&seed) >> 11) * 0x1p-53, v = (double)(next_random(&seed) >> 11) * 0x1p-53;
+		const float normal = (float)(sqrt(-2 * log(1 - u)) * cos(6.283185307179586 * v));
+		pool[i] = dtype.code == bf16.code ? bf16_from_float(normal) : fp16_from_float(normal);
+	}
+	return pool;
+}
+
+/* Fills `count` values; chunks have their own random numbers, so threads may share the work. */
+static void fill(uint16_t *values, int64_t count, const uint16_t *pool, uint64_t seed)
+{
+	enum { CHUNK = 1 << 15 };
+	const int64_t chunks = (count + CHUNK - 1) / CHUNK;
+#pragma omp parallel for schedule(static)
+	for (int64_t c = 0; c < chunks; c++) {
+		const int64_t end = (c + 1) * CHUNK < count ? (c + 1) * CHUNK : count;
+		uint64_t state = seed * 0x2545f4914f6cdd1du + (uint64_t)c * 0x9e3779b9u, random = 0;
+		for (int64_t i = c * CHUNK; i < end; i++, random >>= 16) {
+			if (i % 4 == 0)
+				random = next_random(&state);
+			values[i] = pool[random & (POOL - 1)];
+		}
+	}
+}
+
+/* Fills `count` values of device memory, through `staging` where the host cannot write it. */
+static bool fill_device(const struct step *s, void *data, size_t bytes, void *staging, const uint16_t *pool, uint64_t seed)
+{
+	void *host = s->device == FMLA_DEVICE_CPU ? data : staging;
+	fill(host, (int64_t)(bytes / sizeof(uint16_t)), pool, seed);
+	return device_upload(s->device, data, host, bytes);
+}
+
+/* ---- tensors --------------------------------------------------------------------------------------------------- */
+
+static size_t bytes_of(const struct fmla_tensor *t)
+{
+	size_t bytes = t->dtype.bits / 8u;
+	for (int i = 0; i < t->ndim; i++)
+		bytes *= (size_t)t->shape[i];
+	return bytes;
+}
+
+static void describe(const struct step *s, struct step_tensor *t, struct fmla_dtype dtype, int ndim, const int64_t *shape)
+{
+	memcpy(t->shape, shape, (size_t)ndim * sizeof(*shape));
+	t->dl = (struct fmla_tensor){.device = {s->device, 0}, .ndim = ndim, .dtype = dtype, .shape = t->shape};
+}
+
+/* Device memory for a tensor, holding `host` if that is given. */
+static bool place(const struct step *s, struct step_tensor *t, const void *host)
+{
+	const size_t bytes = bytes_of(&t->dl);
+	t->dl.data = device_alloc(s->device, bytes);
+	return t->dl.data && (!host || device_upload(s->device, t->dl.data, host, bytes));
+}
+
+static void describe_all(struct step *s)
+{
+	static const struct fmla_dtype int32 = FMLA_INT32, fp32 = FMLA_FP32;
+	const struct layer_shape *l = &s->shape;
+	const struct pages *p = &s->batch->pages;
+	const int64_t b = s->batch->b;
+	describe(s, &s->q, l->dtype, 4, (int64_t[]){b, l->s_q, l->h_q, l->d_qk});
+	describe(s, &s->kv_cache, l->dtype, 4, (int64_t[]){p->num_pages, l->page, l->h_kv, l->d_qk});
+	describe(s, &s->block_table, int32, 2, (int64_t[]){b, p->max_pages});
+	describe(s, &s->cache_seqlens, int32, 1, &b);
+	describe(s, &s->out, l->dtype, 4, (int64_t[]){b, l->s_q, l->h_q, D_V});
+	describe(s, &s->lse, fp32, 3, (int64_t[]){b, l->h_q, l->s_q});
+	s->args = (struct fmla_decode_args){
+	    .struct_size = sizeof(s->args),
+	    .q = &s->q.dl,
+	    .kv_cache = &s->kv_cache.dl,
+	    .block_table = &s->block_table.dl,
+	    .cache_seqlens = &s->cache_seqlens.dl,
+	    .out = &s->out.dl,
+	    .lse = &s->lse.dl,
+	    .softmax_scale = 1 / sqrt((double)l->d_qk),
+	    .causal = l->causal,
+	};
+}
+
+static int no_memory(const struct step *s, const char *what, double bytes)
+{
+	return fail(EXIT_SYSTEM, "%s of %.3g GiB: %s", what, bytes / 0x1p30, device_error(s->device));
+}
+
+static int create_kv(struct step *s, uint64_t seed)
+{
+	const size_t q_bytes = bytes_of(&s->q.dl), staging_bytes = s->layer_bytes > q_bytes ? s->layer_bytes : q_bytes;
+	const bool staged = s->device != FMLA_DEVICE_CPU;
+	uint16_t *pool = make_pool(s->shape.dtype, seed);
+	void *staging = staged ? device_alloc(FMLA_DEVICE_CPU, staging_bytes) : NULL;
+	s->kv = device_alloc(s->device, (size_t)s->layers * s->layer_bytes);
+	int code = EXIT_OK;
+	if (!s->kv)
+		code = no_memory(s, "the KV cache", (double)s->layers * (double)s->layer_bytes);
+	else if (!pool || (staged && !staging))
+		code = fail(EXIT_SYSTEM, "out of memory");
+	for (int64_t l = 0; l < s->layers && code == EXIT_OK && !interrupted; l++) {
+		progress("filling the KV caches", l, s->layers);
+		if (!fill_device(s, (char *)s->kv + (size_t)l * s->layer_bytes, s->layer_bytes, staging, pool, seed * 64 + (uint64_t)l + 1))
+			code = fail(EXIT_SYSTEM, "the KV cache: %s", device_error(s->device));
+	}
+	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, q_bytes, staging, pool, seed * 64))
+		code = fail(EXIT_SYSTEM, "q: %s", device_error(s->device));
+	progress_clear();
+	device_free(FMLA_DEVICE_CPU, staging);
+	free(pool);
+	s->kv_cache.dl.data = s->kv;
+	return code;
+}
+
+int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_shape *shape, const struct batch *batch,
+                int64_t layers, uint64_t seed, bool with_kv)
+{
+	*s = (struct step){.ctx = ctx, .device = device, .batch = batch, .shape = *shape};
+	describe_all(s);
+	fmla_status status = fmla_workspace_size(ctx, &s->args, &s->args.workspace_size);
+	if (status == FMLA_OK)
+		status = fmla_plan_parts(ctx, &s->args, &s->num_parts);
+	if (status != FMLA_OK)
+		return fail_status(ctx, status, batch->name);
+
+	static const struct fmla_dtype int32 = FMLA_INT32;
+	const int64_t splits = batch->b + 1;
+	describe(s, &s->plan_parts, int32, 2, (int64_t[]){s->num_parts, PLAN_FIELDS});
+	describe(s, &s->plan_splits, int32, 1, &splits);
+	if (!place(s, &s->block_table, batch->pages.table) || !place(s, &s->cache_seqlens, batch->lengths) ||
+	    !place(s, &s->plan_parts, NULL) || !place(s, &s->plan_splits, NULL))
+		return no_memory(s, "the plan", (double)bytes_of(&s->block_table.dl));
+	s->args.plan_parts = &s->plan_parts.dl;
+	s->args.plan_splits = &s->plan_splits.dl;
+	if (!with_kv)
+		return EXIT_OK;
+
+	s->layer_bytes = bytes_of(&s->kv_cache.dl);
+	s->layers = layers ? layers : (AUTO_KV_BYTES + (int64_t)s->layer_bytes - 1) / (int64_t)s->layer_bytes;
+	if (!layers && s->layers > MAX_AUTO_LAYERS)
+		s->layers = MAX_AUTO_LAYERS;
+	s->args.workspace = device_alloc(s->device, s->args.workspace_size);
+	if (!s->args.workspace || !place(s, &s->q, NULL) || !place(s, &s->out, NULL) || !place(s, &s->lse, NULL))
+		return no_memory(s, "q, out and workspace", (double)(bytes_of(&s->q.dl) * 2 + s->args.workspace_size));
+	return create_kv(s, seed);
+}
+
+void step_destroy(struct step *s)
+{
+	struct step_tensor *const owned[] = {&s->q,   &s->block_table, &s->cache_seqlens, &s->out,
+	                                     &s->lse, &s->plan_parts,  &s->plan_splits};
+	for (size_t i = 0; i < sizeof(owned) / sizeof(*owned); i++)
+		device_free(s->device, owned[i]->dl.data);
+	device_free(s->device, s->kv);
+	device_free(s->device, s->args.workspace);
+	*s = (struct step){.device = s->device};
+}
+
+/* ---- calls ----------------------------------------------------------------------------------------------------- */
+
+fmla_status step_plan(struct step *s)
+{
+	return fmla_plan(s->ctx, &s->args);
+}
+
+fmla_status step_decode(struct step *s, int64_t layer)
+{
+	s->kv_cache.dl.data = (char *)s->kv + (size_t)layer * s->layer_bytes;
+	return fmla_decode(s->ctx, &s->args);
+}
+
+struct step_cost step_cost(const struct layer_shape *l, const struct batch *batch)
+{
+	const double value = 2, rows = (double)(batch->b * l->s_q * l->h_q);
+	struct step_cost c = {.bytes = (double)(batch->pages.distinct_tokens * l->h_kv * l->d_qk) * value +
+	                               rows * ((double)(l->d_qk + D_V) * value + sizeof(float))};
+	for (int64_t i = 0; i < batch->b; i++)
+		for (int64_t t = 0; t < l->s_q; t++) {
+			const int64_t visible = batch->lengths[i] - (l->causal ? l->s_q - 1 - t : 0);
+			c.flop += visible > 0 ? 2.0 * (double)(visible * l->h_q * (l->d_qk + D_V)) : 0;
+		}
+	return c;
+}
