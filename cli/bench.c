@@ -162,7 +162,7 @@ static void print_head(const struct bench *b)
 	printf(b->o.verify ? "  %s\n" : "\n", "largest error");
 }
 
-static void print_row(const struct bench *b, const struct row *r)
+static void print_row(const struct row *r)
 {
 	char tokens[16], limit[16] = "-";
 	if (share(r) >= 0)
@@ -278,7 +278,10 @@ static int bench_batch(struct bench *b, const struct layer_shape *shape, const s
 	progress_clear();
 	if (code == EXIT_OK && !interrupted) {
 		b->count++;
-		(b->o.json ? print_row_json : print_row)(b, row);
+		if (b->o.json)
+			print_row_json(b, row);
+		else
+			print_row(row);
 		if (row->wrong > 0)
 			code = EXIT_FAILED;
 	}

@@ -11,11 +11,11 @@ static const struct {
 	const char *name, *job;
 	int (*run)(int argc, char **argv);
 } commands[] = {
-    {"info", "which backends this machine has, and why one is missing; what is in a trace file", cmd_info},
+    {"info", "the backends of this machine; what is in a trace file", cmd_info},
     {"run", "decode tensors from a .safetensors file", cmd_run},
     {"check", "compare a backend with the reference, case by case", cmd_check},
-    {"bench", "measure a shape, a serving workload or a recorded trace against the machine's limits", cmd_bench},
-    {"plan", "show which worker gets which request", cmd_plan},
+    {"bench", "measure a shape, a serving workload or a recorded trace", cmd_bench},
+    {"plan", "show which worker gets which requests", cmd_plan},
 };
 enum { NUM_COMMANDS = sizeof(commands) / sizeof(*commands) };
 
@@ -47,9 +47,15 @@ static char *help_filter(int key, const char *text, void *input)
 	for (int i = 0; i < NUM_COMMANDS; i++)
 		fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].job);
 	fputs("\n`flashmla COMMAND --help` tells more.\n\n"
-	      "Exit codes: 0 fine, 1 a result differs from the reference, 2 wrong arguments or input, 3 backend not\n"
-	      "available, 4 memory, device or file error, 130 interrupted.\n\n"
-	      "Environment: FMLA_CPU=amx|avx512|avx2|c|ref caps the CPU variant.",
+	      "Exit codes:\n"
+	      "  0   fine\n"
+	      "  1   a result differs from the reference\n"
+	      "  2   wrong arguments, or an input file that breaks a rule\n"
+	      "  3   the backend is not available here\n"
+	      "  4   out of memory, a device error, or an output that cannot be written\n"
+	      "  130 interrupted\n\n"
+	      "Environment:\n"
+	      "  FMLA_CPU=amx|avx512|avx2|c|ref caps the CPU variant",
 	      f);
 	fclose(f);
 	return out;

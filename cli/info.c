@@ -36,7 +36,7 @@ static void print_backend(const struct fmla_backend_info *b)
 {
 	printf("%-14s %-4s", b->name, b->available ? "yes" : "no");
 	if (b->available)
-		printf(" %-8s %4d workers  %s%s%s%s\n", b->variant, b->num_workers, b->device_name, b->reason[0] ? "  (" : "",
+		printf(" %-19s %4d  %s%s%s%s\n", b->variant, b->num_workers, b->device_name, b->reason[0] ? "  (" : "",
 		       b->reason, b->reason[0] ? ")" : "");
 	else
 		printf(" %s\n", b->reason);
@@ -67,7 +67,7 @@ static int show_backends(int json)
 	}
 	struct fmla_backend_info b = {.struct_size = sizeof(b)};
 	if (!json)
-		printf("flashmla %s\n\nbackend        here variant  (in the order in which they are tried)\n", fmla_version_string());
+		printf("flashmla %s\n\nbackend        here variant           workers  device\n", fmla_version_string());
 	for (int i = 0; fmla_backend_info(ctx, i, &b) == FMLA_OK; i++)
 		(json ? print_backend_json : print_backend)(&b);
 	if (!json)

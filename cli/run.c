@@ -153,7 +153,7 @@ static int save_outputs(struct problem_file *f, const char *path, const char *ba
 
 static int run(struct problem_file *f, fmla_ctx *ctx, const struct options *o, const char *backend)
 {
-	double seconds;
+	double seconds = 0;
 	int code = EXIT_OK;
 	if (!st_open(&f->st, o->in))
 		return fail(EXIT_USAGE, "%s: %s", o->in, f->st.error);

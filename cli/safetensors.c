@@ -211,7 +211,7 @@ static bool header_size(struct safetensors *st, const unsigned char prefix[8], u
 
 bool st_parse(struct safetensors *st, const void *bytes, size_t size, uint64_t file_size)
 {
-	size_t n;
+	size_t n = 0;
 	memset(st, 0, sizeof(*st));
 	if (size < 8 || file_size < size)
 		return fail(st, "shorter than the 8 bytes that every safetensors file starts with");
@@ -225,7 +225,7 @@ bool st_parse(struct safetensors *st, const void *bytes, size_t size, uint64_t f
 bool st_open(struct safetensors *st, const char *path)
 {
 	unsigned char prefix[8];
-	size_t n;
+	size_t n = 0;
 	memset(st, 0, sizeof(*st));
 	st->file = fopen(path, "rb");
 	if (!st->file)

@@ -5,6 +5,8 @@
 #include "value.h" /* of the library: 16-bit formats as inline functions, no part of its binary interface */
 #include "workload.h"
 
+#include "../tests/close.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,4 +202,133 @@ struct step_cost step_cost(const struct layer_shape *l, const struct batch *batc
 			c.flop += visible > 0 ? 2.0 * (double)(visible * l->h_q * (l->d_qk + D_V)) : 0;
 		}
 	return c;
+}
+
+/* ---- comparison ------------------------------------------------------------------------------------------------ */
+
+/* What the reference reads and what it is compared with, in host memory; on the CPU that is the step's own. */
+struct host_view {
+	bool owned;
+	char *q, *kv, *out;
+	float *lse;
+};
+
+static bool view_open(const struct step *s, struct host_view *v)
+{
+	struct {
+		const void *device;
+		size_t bytes;
+		void *host;
+	} parts[] = {{s->q.dl.data, bytes_of(&s->q.dl), NULL},
+	             {s->kv, s->layer_bytes, NULL},
+	             {s->out.dl.data, bytes_of(&s->out.dl), NULL},
+	             {s->lse.dl.data, bytes_of(&s->lse.dl), NULL}};
+	bool ok = true;
+	v->owned = s->device != FMLA_DEVICE_CPU;
+	for (int i = 0; i < 4; i++) {
+		parts[i].host = v->owned ? device_alloc(FMLA_DEVICE_CPU, parts[i].bytes) : (void *)(uintptr_t)parts[i].device;
+		if (v->owned)
+			ok = ok && parts[i].host && device_download(s->device, parts[i].host, parts[i].device, parts[i].bytes);
+	}
+	v->q = parts[0].host;
+	v->kv = parts[1].host;
+	v->out = parts[2].host;
+	v->lse = parts[3].host;
+	return ok;
+}
+
+static void view_close(struct host_view *v)
+{
+	if (v->owned) {
+		device_free(FMLA_DEVICE_CPU, v->q);
+		device_free(FMLA_DEVICE_CPU, v->kv);
+		device_free(FMLA_DEVICE_CPU, v->out);
+		device_free(FMLA_DEVICE_CPU, v->lse);
+	}
+}
+
+/* One request alone, by the reference. */
+static fmla_status decode_reference(const struct step *s, const struct host_view *v, fmla_ctx *ref, int64_t i, void *out,
+                                    float *lse)
+{
+	const struct layer_shape *l = &s->shape;
+	const struct pages *p = &s->batch->pages;
+	const struct fmla_dtype int32 = FMLA_INT32, fp32 = FMLA_FP32;
+	struct fmla_decode_args a = {
+	    .struct_size = sizeof(a),
+	    .q = FMLA_TENSOR(v->q + i * l->s_q * l->h_q * l->d_qk * 2, l->dtype, FMLA_DEVICE_CPU, 1, l->s_q, l->h_q, l->d_qk),
+	    .kv_cache = FMLA_TENSOR(v->kv, l->dtype, FMLA_DEVICE_CPU, p->num_pages, l->page, l->h_kv, l->d_qk),
+	    .block_table = FMLA_TENSOR(p->table + i * p->max_pages, int32, FMLA_DEVICE_CPU, 1, p->max_pages),
+	    .cache_seqlens = FMLA_TENSOR(s->batch->lengths + i, int32, FMLA_DEVICE_CPU, 1),
+	    .out = FMLA_TENSOR(out, l->dtype, FMLA_DEVICE_CPU, 1, l->s_q, l->h_q, D_V),
+	    .lse = FMLA_TENSOR(lse, fp32, FMLA_DEVICE_CPU, 1, l->h_q, l->s_q),
+	    .softmax_scale = s->args.softmax_scale,
+	    .causal = l->causal,
+	};
+	fmla_status status = fmla_workspace_size(ref, &a, &a.workspace_size);
+	if (status == FMLA_OK && a.workspace_size > 0)
+		a.workspace = device_alloc(FMLA_DEVICE_CPU, a.workspace_size);
+	if (status == FMLA_OK)
+		status = fmla_decode(ref, &a);
+	device_free(FMLA_DEVICE_CPU, a.workspace);
+	return status;
+}
+
+/* Scratch of one request: the reference's results, and both results as fp32. */
+struct compare_scratch {
+	uint16_t *out;
+	float *lse, *got, *want;
+};
+
+static bool request_is_close(const struct step *s, const struct host_view *v, const struct compare_scratch *c, int64_t i,
+                             double *worst)
+{
+	const int64_t rows = s->shape.s_q * s->shape.h_q, values = rows * D_V;
+	const uint16_t *out = (const uint16_t *)(const void *)v->out + i * values;
+	for (int64_t j = 0; j < values; j++) {
+		c->got[j] = value_get(s->shape.dtype, out, j);
+		c->want[j] = value_get(s->shape.dtype, c->out, j);
+	}
+	const struct closeness o = close_values(c->got, c->want, values, limits_out);
+	const struct closeness l = close_values(v->lse + i * rows, c->lse, rows, limits_lse);
+	*worst = fmax(*worst, o.max_abs);
+	return o.close && l.close;
+}
+
+int step_verify(struct step *s, int64_t *wrong, double *worst)
+{
+	const size_t rows = (size_t)(s->shape.s_q * s->shape.h_q);
+	struct host_view v = {0};
+	struct compare_scratch c = {malloc(rows * D_V * sizeof(uint16_t)), malloc(rows * sizeof(float)),
+	                            malloc(rows * D_V * sizeof(float)), malloc(rows * D_V * sizeof(float))};
+	struct fmla_backend_info info;
+	int code = EXIT_OK;
+	fmla_ctx *ref = open_backend("ref", 0, &info, &code);
+	*wrong = 0;
+	*worst = 0;
+	if (ref) {
+		const fmla_status status = step_decode(s, 0);
+		if (status != FMLA_OK)
+			code = fail_status(s->ctx, status, "decode");
+		else if (!device_sync(s->device) || !view_open(s, &v))
+			code = fail(EXIT_SYSTEM, "results: %s", device_error(s->device));
+		else if (!c.out || !c.lse || !c.got || !c.want)
+			code = fail(EXIT_SYSTEM, "out of memory");
+	}
+	for (int64_t i = 0; ref && i < s->batch->b && code == EXIT_OK && !interrupted; i++) {
+		progress("comparing with the reference", i, s->batch->b);
+		const fmla_status status = decode_reference(s, &v, ref, i, c.out, c.lse);
+		if (status != FMLA_OK)
+			code = fail_status(ref, status, "reference");
+		else
+			*wrong += !request_is_close(s, &v, &c, i, worst);
+	}
+	progress_clear();
+	view_close(&v);
+	free(c.out);
+	free(c.lse);
+	free(c.got);
+	free(c.want);
+	fmla_ctx_destroy(ref);
+	return code;
 }
