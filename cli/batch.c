@@ -24,7 +24,21 @@ const char *dtype_name(struct fmla_dtype dtype)
 
 /* ---- options --------------------------------------------------------------------------------------------------- */
 
-enum { OPT_B = 256, OPT_S_Q, OPT_H_Q, OPT_H_KV, OPT_S_K, OPT_D_QK, OPT_PAGE, OPT_MAX_BATCH, OPT_STEP_MS, OPT_STEPS, OPT_SEED, OPT_NO_CAUSAL, OPT_VARLEN };
+enum {
+	OPT_B = 256,
+	OPT_S_Q,
+	OPT_H_Q,
+	OPT_H_KV,
+	OPT_S_K,
+	OPT_D_QK,
+	OPT_PAGE,
+	OPT_MAX_BATCH,
+	OPT_STEP_MS,
+	OPT_STEPS,
+	OPT_SEED,
+	OPT_NO_CAUSAL,
+	OPT_VARLEN
+};
 
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Where:", 1},
@@ -41,7 +55,8 @@ static const struct argp_option options[] = {
     {"steps", OPT_STEPS, "N", 0, "trace: how many of its batches to take, evenly spaced; default 12", 2},
     {"seed", OPT_SEED, "N", 0, "seed of lengths, pages and data; default 1", 2},
     {NULL, 0, NULL, 0, "One layer:", 3},
-    {"h-q", OPT_H_Q, "N[,N...]", 0, "query heads; default 128 (DeepSeek-V3; 16 when 8 workers share them); `bench` takes several", 3},
+    {"h-q", OPT_H_Q, "N[,N...]", 0,
+     "query heads; default 128 (DeepSeek-V3; 16 when 8 workers share them); `bench` takes several", 3},
     {"h-kv", OPT_H_KV, "N", 0, "KV heads; default 1", 3},
     {"s-q", OPT_S_Q, "N", 0, "query tokens of each request; default 1", 3},
     {"d-qk", OPT_D_QK, "N", 0, "values of a key: 576 (default) or 512", 3},
@@ -168,7 +183,8 @@ static int open_trace(struct batches *all, const struct batch_options *o)
 	all->mean_batch = requests / (double)all->replay_steps;
 	all->count = o->steps < all->replay_steps ? o->steps : all->replay_steps;
 	replay_free(&all->replay);
-	return replay_start(&all->replay, &all->trace, o->max_batch, o->step_ms) ? EXIT_OK : fail(EXIT_SYSTEM, "out of memory");
+	return replay_start(&all->replay, &all->trace, o->max_batch, o->step_ms) ? EXIT_OK
+	                                                                         : fail(EXIT_SYSTEM, "out of memory");
 }
 
 int batches_open(struct batches *all, const struct batch_options *options_given)

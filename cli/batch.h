@@ -23,8 +23,8 @@ struct batch_options {
 	int threads;
 	int64_t b, s_k; /* 0: not given */
 	bool varlen;
-	struct layer_shape shape;    /* h_q: of heads[0], or 0 when not given  */
-	int64_t heads[MAX_HEADS];    /* --h-q of `bench`, which takes several  */
+	struct layer_shape shape; /* h_q: of heads[0], or 0 when not given  */
+	int64_t heads[MAX_HEADS]; /* --h-q of `bench`, which takes several  */
 	int num_heads;
 	const char *workload, *trace;
 	int max_batch;

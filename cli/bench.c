@@ -134,12 +134,15 @@ static void print_row_json(const struct bench *b, const struct row *r)
 {
 	printf("{\"backend\": \"%s\", \"variant\": \"%s\", \"case\": ", b->info.name, b->info.variant);
 	json_put_string(stdout, r->name);
-	printf(", \"b\": %lld, \"s_q\": %lld, \"h_q\": %lld, \"h_kv\": %lld, \"s_k\": %lld, \"varlen\": %d, \"kv_tokens\": %lld, "
-	       "\"page\": %lld, \"dtype\": \"%s\", \"layers\": %lld, \"us\": %.2f, \"us_min\": %.2f, \"plan_us\": %.2f, \"passes\": "
+	printf(", \"b\": %lld, \"s_q\": %lld, \"h_q\": %lld, \"h_kv\": %lld, \"s_k\": %lld, \"varlen\": %d, \"kv_tokens\": "
+	       "%lld, "
+	       "\"page\": %lld, \"dtype\": \"%s\", \"layers\": %lld, \"us\": %.2f, \"us_min\": %.2f, \"plan_us\": %.2f, "
+	       "\"passes\": "
 	       "%lld, \"gbs\": %.2f, \"tflops\": %.4f, \"roof_pct\": ",
-	       (long long)r->b, (long long)r->shape.s_q, (long long)r->shape.h_q, (long long)r->shape.h_kv, (long long)r->s_k,
-	       r->varlen, (long long)r->kv_tokens, (long long)r->shape.page, dtype_name(r->shape.dtype), (long long)r->layers,
-	       r->us, r->us_min, r->plan_us, (long long)r->passes, r->bytes / r->us / 1e3, r->flop / r->us / 1e6);
+	       (long long)r->b, (long long)r->shape.s_q, (long long)r->shape.h_q, (long long)r->shape.h_kv,
+	       (long long)r->s_k, r->varlen, (long long)r->kv_tokens, (long long)r->shape.page, dtype_name(r->shape.dtype),
+	       (long long)r->layers, r->us, r->us_min, r->plan_us, (long long)r->passes, r->bytes / r->us / 1e3,
+	       r->flop / r->us / 1e6);
 	if (share(r) >= 0)
 		printf("%.1f", share(r));
 	else
@@ -155,10 +158,10 @@ static void print_head(const struct bench *b)
 	printf("flashmla %s, backend %s (%s), %s, %d workers\n", fmla_version_string(), b->info.name, b->info.variant,
 	       b->info.device_name, b->info.num_workers);
 	if (b->roof.gbs > 0)
-		printf("limits of this machine: %s %.4g GB/s, %s %.3g TFLOP/s\n", b->roof.gbs_name, b->roof.gbs, b->roof.tflops_name,
-		       b->roof.tflops);
-	printf("\n%-16s %5s %4s %4s %5s %8s %9s %8s %8s %6s", "requests", "b", "s_q", "h_q", "type", "tokens", "us/layer", "GB/s",
-	       "TFLOP/s", "limit");
+		printf("limits of this machine: %s %.4g GB/s, %s %.3g TFLOP/s\n", b->roof.gbs_name, b->roof.gbs,
+		       b->roof.tflops_name, b->roof.tflops);
+	printf("\n%-16s %5s %4s %4s %5s %8s %9s %8s %8s %6s", "requests", "b", "s_q", "h_q", "type", "tokens", "us/layer",
+	       "GB/s", "TFLOP/s", "limit");
 	printf(b->o.verify ? "  %s\n" : "\n", "largest error");
 }
 
@@ -188,9 +191,11 @@ static void print_tail(const struct bench *b, const struct batches *all)
 			bytes += b->rows[i].bytes;
 			flop += b->rows[i].flop;
 		}
-		printf("\n%d of %lld steps of the trace (%.1f requests in an average step): %.1f us per layer and step, %.1f GB/s, "
+		printf("\n%d of %lld steps of the trace (%.1f requests in an average step): %.1f us per layer and step, %.1f "
+		       "GB/s, "
 		       "%.3f TFLOP/s",
-		       b->count, (long long)all->replay_steps, all->mean_batch, us / b->count, bytes / us / 1e3, flop / us / 1e6);
+		       b->count, (long long)all->replay_steps, all->mean_batch, us / b->count, bytes / us / 1e3,
+		       flop / us / 1e6);
 		printf(floor > 0 ? ", %.0f %% of the limit\n" : "\n", 100 * floor / us);
 	}
 	printf("\ntokens    cached tokens that the batch attends to\n"
@@ -211,13 +216,14 @@ static int draw(const struct bench *b)
 		return fail(EXIT_SYSTEM, "out of memory");
 	for (int i = 0; i < b->count; i++) {
 		const struct row *r = &b->rows[i];
-		points[i] = (struct roof_point){
-		    .intensity = r->flop / r->bytes, .tflops = r->flop / r->us / 1e6, .roof_pct = share(r)};
+		points[i] =
+		    (struct roof_point){.intensity = r->flop / r->bytes, .tflops = r->flop / r->us / 1e6, .roof_pct = share(r)};
 		snprintf(points[i].label, sizeof(points[i].label), "%.24s, b %lld, %lld heads, %s", r->name, (long long)r->b,
 		         (long long)(r->shape.h_q * r->shape.s_q), dtype_name(r->shape.dtype));
 	}
-	snprintf(subtitle, sizeof(subtitle), "flashmla %s, backend %s (%s) on %s, %d workers; a point is one attention layer",
-	         fmla_version_string(), b->info.name, b->info.variant, b->info.device_name, b->info.num_workers);
+	snprintf(subtitle, sizeof(subtitle),
+	         "flashmla %s, backend %s (%s) on %s, %d workers; a point is one attention layer", fmla_version_string(),
+	         b->info.name, b->info.variant, b->info.device_name, b->info.num_workers);
 	const struct roof_chart chart = {.title = "MLA decode against the limits of this machine",
 	                                 .subtitle = subtitle,
 	                                 .gbs = b->roof.gbs,

@@ -144,7 +144,7 @@ static enum outcome compare(struct check *k, struct data *d, const struct result
 	if (status != FMLA_OK) {
 		const char *said = fmla_last_error(k->ctx);
 		snprintf(why, why_size, "%s: %s", fmla_status_string(status), *said ? said : device_error(k->info.device_type));
-		outcome = status == FMLA_ERR_UNSUPPORTED ? SKIPPED
+		outcome = status == FMLA_ERR_UNSUPPORTED                           ? SKIPPED
 		          : status == FMLA_ERR_DEVICE || status == FMLA_ERR_MEMORY ? BROKEN
 		                                                                   : FAILED;
 	} else if (!gaps_kept) {

@@ -72,7 +72,8 @@ double parse_real(struct argp_state *state, const char *option, const char *text
 
 fmla_ctx *open_backend(const char *backend, int threads, struct fmla_backend_info *info, int *code)
 {
-	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = backend, .num_threads = threads};
+	const struct fmla_ctx_options options = {
+	    .struct_size = sizeof(options), .backend = backend, .num_threads = threads};
 	fmla_ctx *ctx = NULL;
 	const fmla_status status = fmla_ctx_create(&ctx, &options);
 	if (status != FMLA_OK) {

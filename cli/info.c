@@ -97,19 +97,21 @@ static int show_trace(const char *path, int json)
 	if (json) {
 		printf("{\"trace\": ");
 		json_put_string(stdout, path);
-		printf(", \"requests\": %zu, \"minutes\": %.1f, \"input_tokens\": %.0f, \"output_tokens\": %.0f, \"hashes\": %zu, "
-		       "\"cache_quantiles\": [",
-		       t.count, minutes, input, output, t.num_hashes);
+		printf(
+		    ", \"requests\": %zu, \"minutes\": %.1f, \"input_tokens\": %.0f, \"output_tokens\": %.0f, \"hashes\": %zu, "
+		    "\"cache_quantiles\": [",
+		    t.count, minutes, input, output, t.num_hashes);
 		for (int k = 0; k < WORKLOAD_KNOTS; k++)
 			printf("%s%d", k ? ", " : "", q[k]);
 		printf("]}\n");
 	} else {
-		printf("%s\n%zu requests in %.1f minutes, %.0f prompt and %.0f answer tokens each on average, %s\n\n", path, t.count,
-		       minutes, input / (double)t.count, output / (double)t.count,
+		printf("%s\n%zu requests in %.1f minutes, %.0f prompt and %.0f answer tokens each on average, %s\n\n", path,
+		       t.count, minutes, input / (double)t.count, output / (double)t.count,
 		       t.num_hashes ? "with prefix hashes" : "without prefix hashes");
 		printf("Tokens in the cache of a running request, over all decode steps (the table of a workload):\n");
 		for (int k = 0; k < WORKLOAD_KNOTS; k++)
-			printf("%5d %% %8d%s", k * 100 / (WORKLOAD_KNOTS - 1), q[k], k % 5 == 4 || k + 1 == WORKLOAD_KNOTS ? "\n" : " ");
+			printf("%5d %% %8d%s", k * 100 / (WORKLOAD_KNOTS - 1), q[k],
+			       k % 5 == 4 || k + 1 == WORKLOAD_KNOTS ? "\n" : " ");
 	}
 	trace_free(&t);
 	return EXIT_OK;

@@ -31,8 +31,8 @@ struct json {
 
 void json_open(struct json *j, const char *text, size_t size);
 
-bool json_begin(struct json *j, char open);  /* '{' or '['                                                           */
-bool json_more(struct json *j, char close);  /* true: one more member is next; false: `close` was read, or an error  */
+bool json_begin(struct json *j, char open); /* '{' or '['                                                           */
+bool json_more(struct json *j, char close); /* true: one more member is next; false: `close` was read, or an error  */
 bool json_key(struct json *j, char *buf, size_t size);    /* string and ':', unescaped into buf                      */
 bool json_string(struct json *j, char *buf, size_t size); /* error when it needs more than size - 1 bytes            */
 bool json_int64(struct json *j, int64_t *value);          /* an integer that fits; 1.0 and 1e3 are not integers here */

@@ -47,7 +47,8 @@ static void add_pieces(struct plan_view *v, int32_t part, const struct batch *ba
 	const struct plan_row *row = &v->rows[part];
 	for (int32_t r = row->begin_req; r <= row->end_req && r < batch->b; r++) {
 		const int64_t all = (batch->lengths[r] + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-		const int64_t begin = r == row->begin_req ? row->begin_block : 0, end = r == row->end_req ? row->end_block : all;
+		const int64_t begin = r == row->begin_req ? row->begin_block : 0,
+		              end = r == row->end_req ? row->end_block : all;
 		v->pieces[v->count++] = (struct gantt_piece){.part = part,
 		                                             .request = r,
 		                                             .begin = v->blocks[part],
@@ -85,8 +86,8 @@ static void print_json(const struct plan_view *v)
 {
 	for (int64_t i = 0; i < v->count; i++) {
 		const struct gantt_piece *p = &v->pieces[i];
-		printf("{\"worker\": %d, \"request\": %d, \"begin\": %lld, \"blocks\": %lld, \"split\": %d, \"splits\": %d}\n", p->part,
-		       p->request, (long long)p->begin, (long long)p->blocks, p->split, p->splits);
+		printf("{\"worker\": %d, \"request\": %d, \"begin\": %lld, \"blocks\": %lld, \"split\": %d, \"splits\": %d}\n",
+		       p->part, p->request, (long long)p->begin, (long long)p->blocks, p->split, p->splits);
 	}
 }
 
@@ -116,9 +117,10 @@ static void print_table(const struct plan_view *v, const struct batch *batch)
 	for (int64_t r = 0; r < batch->b; r++)
 		split_requests += v->splits[r + 1] - v->splits[r] > 1;
 	const double mean = (double)v->total / (double)v->num_parts;
-	printf("\n%lld blocks of %d tokens on %d of %lld workers; the longest has %lld, the average %.1f: balance %.1f %%\n",
-	       (long long)v->total, BLOCK_TOKENS, v->active, (long long)v->num_parts, (long long)v->longest, mean,
-	       v->longest ? 100 * mean / (double)v->longest : 100);
+	printf(
+	    "\n%lld blocks of %d tokens on %d of %lld workers; the longest has %lld, the average %.1f: balance %.1f %%\n",
+	    (long long)v->total, BLOCK_TOKENS, v->active, (long long)v->num_parts, (long long)v->longest, mean,
+	    v->longest ? 100 * mean / (double)v->longest : 100);
 	printf("%lld of %lld requests are shared by several workers\n", (long long)split_requests, (long long)batch->b);
 }
 
@@ -126,9 +128,9 @@ static int draw(const struct plan_view *v, const struct batch *batch, const stru
                 const char *path)
 {
 	char subtitle[256], tokens[16];
-	snprintf(subtitle, sizeof(subtitle), "%s: %lld requests, %s cached tokens, longest %lld; %s (%s), %lld workers", batch->name,
-	         (long long)batch->b, human_count((double)batch->pages.kv_tokens, tokens), (long long)batch->longest, info->name,
-	         info->variant, (long long)v->num_parts);
+	snprintf(subtitle, sizeof(subtitle), "%s: %lld requests, %s cached tokens, longest %lld; %s (%s), %lld workers",
+	         batch->name, (long long)batch->b, human_count((double)batch->pages.kv_tokens, tokens),
+	         (long long)batch->longest, info->name, info->variant, (long long)v->num_parts);
 	const struct gantt_chart chart = {.title = "Plan of one decoding step",
 	                                  .subtitle = subtitle,
 	                                  .parts = (int32_t)v->num_parts,
@@ -155,7 +157,8 @@ static int show(const struct options *o, fmla_ctx *ctx, const struct fmla_backen
 	if (code == EXIT_OK && !o->json) {
 		char tokens[16];
 		printf("%s: %lld requests, %s cached tokens, longest %lld; %s (%s)\n\n", batch->name, (long long)batch->b,
-		       human_count((double)batch->pages.kv_tokens, tokens), (long long)batch->longest, info->name, info->variant);
+		       human_count((double)batch->pages.kv_tokens, tokens), (long long)batch->longest, info->name,
+		       info->variant);
 		print_table(&view, batch);
 	}
 	if (code == EXIT_OK && o->svg)

@@ -73,13 +73,14 @@ static int describe_outputs(struct problem_file *f, const char *path, int64_t d_
 	const bool ragged = f->source[CU_SEQLENS_Q] != NULL;
 	if (q->ndim != (ragged ? 3 : 4))
 		return fail(EXIT_USAGE, "%s: q has %d dimensions, %s", path, q->ndim,
-		            ragged ? "[total_q, h_q, d_qk] is expected beside cu_seqlens_q" : "[b, s_q, h_q, d_qk] is expected");
+		            ragged ? "[total_q, h_q, d_qk] is expected beside cu_seqlens_q"
+		                   : "[b, s_q, h_q, d_qk] is expected");
 	const int n = q->ndim;
 	f->dl[OUT] = *q;
 	f->dl[OUT].shape = memcpy(f->shape[OUT], q->shape, sizeof(f->shape[OUT]));
 	f->dl[OUT].shape[n - 1] = d_v;
-	f->dl[LSE] = (struct fmla_tensor){
-	    .device = q->device, .ndim = n - 1, .dtype = dtypes[2].dtype, .shape = f->shape[LSE]};
+	f->dl[LSE] =
+	    (struct fmla_tensor){.device = q->device, .ndim = n - 1, .dtype = dtypes[2].dtype, .shape = f->shape[LSE]};
 	const int64_t uniform[3] = {q->shape[0], q->shape[2], q->shape[1]}, flat[2] = {q->shape[1], q->shape[0]};
 	memcpy(f->shape[LSE], ragged ? flat : uniform, ragged ? sizeof(flat) : sizeof(uniform));
 	return EXIT_OK;
@@ -98,7 +99,8 @@ static int load_inputs(struct problem_file *f, const char *path)
 		void *host = f->device == FMLA_DEVICE_CPU ? data : device_alloc(FMLA_DEVICE_CPU, bytes);
 		if (!host)
 			return fail(EXIT_SYSTEM, "%s of %zu bytes: out of memory", names[i], bytes);
-		const bool read = st_read(&f->st, f->source[i], host), moved = read && device_upload(f->device, data, host, bytes);
+		const bool read = st_read(&f->st, f->source[i], host),
+		           moved = read && device_upload(f->device, data, host, bytes);
 		if (host != data)
 			device_free(FMLA_DEVICE_CPU, host);
 		if (!read)
@@ -133,9 +135,8 @@ static int save_outputs(struct problem_file *f, const char *path, const char *ba
 	void *data[2] = {NULL, NULL};
 	char scale[32], error[256] = "out of memory";
 	snprintf(scale, sizeof(scale), "%.9g", f->args.softmax_scale);
-	const char *const metadata[] = {"producer", "flashmla", "version",       fmla_version_string(),
-	                                "backend",  backend,    "softmax_scale", scale,
-	                                NULL};
+	const char *const metadata[] = {"producer",      "flashmla", "version", fmla_version_string(), "backend", backend,
+	                                "softmax_scale", scale,      NULL};
 	bool ok = true;
 	memcpy(tensors[0].dtype, f->source[Q]->dtype, sizeof(tensors[0].dtype));
 	for (int i = 0; i < 2 && ok; i++) {
@@ -254,9 +255,10 @@ int cmd_run(int argc, char **argv)
 	    .options = argp_options,
 	    .parser = parse,
 	    .args_doc = "IN.safetensors -o OUT.safetensors",
-	    .doc = "Decodes tensors from a file: q [b, s_q, h_q, d_qk], kv_cache [num_pages, page, h_kv, d_qk] (bf16 or "
-	           "fp16), block_table [b, max_pages], cache_seqlens [b] (int32), optionally attn_sink [h_q] (fp32) and "
-	           "cu_seqlens_q [b + 1] with q [total_q, h_q, d_qk].  Writes out [b, s_q, h_q, 512] and lse [b, h_q, s_q]."};
+	    .doc =
+	        "Decodes tensors from a file: q [b, s_q, h_q, d_qk], kv_cache [num_pages, page, h_kv, d_qk] (bf16 or "
+	        "fp16), block_table [b, max_pages], cache_seqlens [b] (int32), optionally attn_sink [h_q] (fp32) and "
+	        "cu_seqlens_q [b + 1] with q [total_q, h_q, d_qk].  Writes out [b, s_q, h_q, 512] and lse [b, h_q, s_q]."};
 	struct options o = {.scale = NAN};
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
 

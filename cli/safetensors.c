@@ -24,8 +24,9 @@ size_t st_dtype_size(const char *dtype)
 	static const struct {
 		const char *name;
 		size_t size;
-	} dtypes[] = {{"BF16", 2}, {"F16", 2}, {"F32", 4}, {"F64", 8}, {"I64", 8},     {"I32", 4},    {"I16", 2}, {"I8", 1},
-	              {"U64", 8},  {"U32", 4}, {"U16", 2}, {"U8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}};
+	} dtypes[] = {{"BF16", 2}, {"F16", 2}, {"F32", 4},     {"F64", 8},     {"I64", 8},
+	              {"I32", 4},  {"I16", 2}, {"I8", 1},      {"U64", 8},     {"U32", 4},
+	              {"U16", 2},  {"U8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}};
 	for (size_t i = 0; i < sizeof(dtypes) / sizeof(*dtypes); i++)
 		if (strcmp(dtypes[i].name, dtype) == 0)
 			return dtypes[i].size;

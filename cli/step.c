@@ -47,7 +47,8 @@ static void fill(uint16_t *values, int64_t count, const uint16_t *pool, uint64_t
 }
 
 /* Fills `count` values of device memory, through `staging` where the host cannot write it. */
-static bool fill_device(const struct step *s, void *data, size_t bytes, void *staging, const uint16_t *pool, uint64_t seed)
+static bool fill_device(const struct step *s, void *data, size_t bytes, void *staging, const uint16_t *pool,
+                        uint64_t seed)
 {
 	void *host = s->device == FMLA_DEVICE_CPU ? data : staging;
 	fill(host, (int64_t)(bytes / sizeof(uint16_t)), pool, seed);
@@ -64,7 +65,8 @@ static size_t bytes_of(const struct fmla_tensor *t)
 	return bytes;
 }
 
-static void describe(const struct step *s, struct step_tensor *t, struct fmla_dtype dtype, int ndim, const int64_t *shape)
+static void describe(const struct step *s, struct step_tensor *t, struct fmla_dtype dtype, int ndim,
+                     const int64_t *shape)
 {
 	memcpy(t->shape, shape, (size_t)ndim * sizeof(*shape));
 	t->dl = (struct fmla_tensor){.device = {s->device, 0}, .ndim = ndim, .dtype = dtype, .shape = t->shape};
@@ -122,7 +124,8 @@ static int create_kv(struct step *s, uint64_t seed)
 		code = fail(EXIT_SYSTEM, "out of memory");
 	for (int64_t l = 0; l < s->layers && code == EXIT_OK && !interrupted; l++) {
 		progress("filling the KV caches", l, s->layers);
-		if (!fill_device(s, (char *)s->kv + (size_t)l * s->layer_bytes, s->layer_bytes, staging, pool, seed * 64 + (uint64_t)l + 1))
+		if (!fill_device(s, (char *)s->kv + (size_t)l * s->layer_bytes, s->layer_bytes, staging, pool,
+		                 seed * 64 + (uint64_t)l + 1))
 			code = fail(EXIT_SYSTEM, "the KV cache: %s", device_error(s->device));
 	}
 	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, q_bytes, staging, pool, seed * 64))
@@ -248,15 +251,16 @@ static void view_close(struct host_view *v)
 }
 
 /* One request alone, by the reference. */
-static fmla_status decode_reference(const struct step *s, const struct host_view *v, fmla_ctx *ref, int64_t i, void *out,
-                                    float *lse)
+static fmla_status decode_reference(const struct step *s, const struct host_view *v, fmla_ctx *ref, int64_t i,
+                                    void *out, float *lse)
 {
 	const struct layer_shape *l = &s->shape;
 	const struct pages *p = &s->batch->pages;
 	const struct fmla_dtype int32 = FMLA_INT32, fp32 = FMLA_FP32;
 	struct fmla_decode_args a = {
 	    .struct_size = sizeof(a),
-	    .q = FMLA_TENSOR(v->q + i * l->s_q * l->h_q * l->d_qk * 2, l->dtype, FMLA_DEVICE_CPU, 1, l->s_q, l->h_q, l->d_qk),
+	    .q = FMLA_TENSOR(v->q + i * l->s_q * l->h_q * l->d_qk * 2, l->dtype, FMLA_DEVICE_CPU, 1, l->s_q, l->h_q,
+	                     l->d_qk),
 	    .kv_cache = FMLA_TENSOR(v->kv, l->dtype, FMLA_DEVICE_CPU, p->num_pages, l->page, l->h_kv, l->d_qk),
 	    .block_table = FMLA_TENSOR(p->table + i * p->max_pages, int32, FMLA_DEVICE_CPU, 1, p->max_pages),
 	    .cache_seqlens = FMLA_TENSOR(s->batch->lengths + i, int32, FMLA_DEVICE_CPU, 1),
@@ -280,8 +284,8 @@ struct compare_scratch {
 	float *lse, *got, *want;
 };
 
-static bool request_is_close(const struct step *s, const struct host_view *v, const struct compare_scratch *c, int64_t i,
-                             double *worst)
+static bool request_is_close(const struct step *s, const struct host_view *v, const struct compare_scratch *c,
+                             int64_t i, double *worst)
 {
 	const int64_t rows = s->shape.s_q * s->shape.h_q, values = rows * D_V;
 	const uint16_t *out = (const uint16_t *)(const void *)v->out + i * values;

@@ -4,9 +4,9 @@
 #include <math.h>
 #include <stdio.h>
 
-#define INK "#1f2933"
+#define INK   "#1f2933"
 #define MUTED "#7b8794"
-#define GRID "#e4e7eb"
+#define GRID  "#e4e7eb"
 #define PAPER "#ffffff"
 
 static const char *const palette[] = {"#2563eb", "#ea580c", "#059669", "#c026d3", "#b45309",
@@ -170,8 +170,8 @@ static void draw_point(FILE *f, double x, double y, double radius, int number)
 {
 	char text[16];
 	snprintf(text, sizeof(text), "%d", number + 1);
-	fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\" stroke=\"" PAPER "\" stroke-width=\"1.5\"/>\n", x,
-	        y, radius, palette[number % COLOURS]);
+	fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\" stroke=\"" PAPER "\" stroke-width=\"1.5\"/>\n",
+	        x, y, radius, palette[number % COLOURS]);
 	put_text(f, x, y + radius * 0.42, (struct text_style){radius * 1.15, PAPER, "middle", 1}, text);
 }
 
@@ -187,8 +187,8 @@ bool svg_roofline(const char *path, const struct roof_chart *c)
 		draw_roof(f, &a, c);
 	else
 		draw_axes(f, &a);
-	fprintf(f, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#cbd2d9\"/>\n", PLOT_L, PLOT_T,
-	        PLOT_W, PLOT_H);
+	fprintf(f, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"none\" stroke=\"#cbd2d9\"/>\n", PLOT_L,
+	        PLOT_T, PLOT_W, PLOT_H);
 
 	const struct text_style head = {12, MUTED, "start", 0}, head_end = {12, MUTED, "end", 0};
 	put_text(f, LIST_X, PLOT_T + 8, head, "case");
@@ -201,8 +201,8 @@ bool svg_roofline(const char *path, const struct roof_chart *c)
 		char text[64];
 		if (roof) { /* how far below its limit */
 			const double limit = fmin(p->intensity * c->gbs / 1000, c->tflops);
-			fprintf(f, "<path d=\"M%.1f %.1f V%.1f\" stroke=\"%s\" stroke-dasharray=\"2 3\"/>\n", x, y_of(&a, p->tflops),
-			        y_of(&a, limit), palette[i % COLOURS]);
+			fprintf(f, "<path d=\"M%.1f %.1f V%.1f\" stroke=\"%s\" stroke-dasharray=\"2 3\"/>\n", x,
+			        y_of(&a, p->tflops), y_of(&a, limit), palette[i % COLOURS]);
 		}
 		draw_point(f, x, y_of(&a, p->tflops), 9, i);
 		draw_point(f, LIST_X + 8, y - 4, 8, i);
@@ -260,7 +260,8 @@ bool svg_gantt(const char *path, const struct gantt_chart *c)
 	const int every = c->parts <= 32 ? 1 : c->parts <= 64 ? 4 : 8;
 	for (int p = 0; p < c->parts; p += every) {
 		snprintf(text, sizeof(text), "%d", p);
-		put_text(f, GANTT_L - 12, GANTT_T + p * row + (row - gap) / 2 + 4, (struct text_style){12, MUTED, "end", 0}, text);
+		put_text(f, GANTT_L - 12, GANTT_T + p * row + (row - gap) / 2 + 4, (struct text_style){12, MUTED, "end", 0},
+		         text);
 	}
 	for (int64_t i = 0; i < c->count; i++) {
 		const struct gantt_piece *p = &c->pieces[i];
@@ -293,7 +294,8 @@ bool svg_gantt(const char *path, const struct gantt_chart *c)
 		         (struct text_style){12, "#dc2626", x > GANTT_W - 140 ? "end" : "start", 0}, "average");
 	}
 	const double y = bottom + 64;
-	fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"18\" height=\"12\" rx=\"2\" fill=\"hsl(212,62%%,74%%)\"/>", GANTT_L, y);
+	fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"18\" height=\"12\" rx=\"2\" fill=\"hsl(212,62%%,74%%)\"/>", GANTT_L,
+	        y);
 	put_text(f, GANTT_L + 26, y + 10.5, (struct text_style){12, MUTED, "start", 0}, "whole request");
 	fprintf(f,
 	        "<rect x=\"%d\" y=\"%.1f\" width=\"18\" height=\"12\" rx=\"2\" fill=\"hsl(212,62%%,74%%)\"/>"

@@ -228,7 +228,8 @@ bool trace_parse(struct trace *t, const char *text, size_t size)
 		} else if (n > 0) {
 			if (!(jsonl ? jsonl_line(t, at, stop, line) : csv_line(t, at, stop, line)))
 				return false;
-			sorted = sorted && (t->count < 2 || t->requests[t->count - 2].arrival_ms <= t->requests[t->count - 1].arrival_ms);
+			sorted = sorted &&
+			         (t->count < 2 || t->requests[t->count - 2].arrival_ms <= t->requests[t->count - 1].arrival_ms);
 		}
 		at = next;
 	}

@@ -8,8 +8,9 @@
 const struct workload workloads[] = {
     {
         .name = "azure-conv",
-        .source = "Azure LLM inference trace 2023, conversation (Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv.csv, "
-                  "19366 requests; Patel et al., Splitwise, ISCA 2024)",
+        .source =
+            "Azure LLM inference trace 2023, conversation (Azure/AzurePublicDataset, AzureLLMInferenceTrace_conv.csv, "
+            "19366 requests; Patel et al., Splitwise, ISCA 2024)",
         .licence = "CC-BY 4.0",
         .quantiles = {3,    274,  406,  453,  531,  1057, 1110, 1149, 1184, 1217, 1249,
                       1281, 1313, 1342, 1372, 1402, 1436, 1478, 1550, 2210, 14088},
@@ -24,10 +25,11 @@ const struct workload workloads[] = {
     },
     {
         .name = "mooncake",
-        .source = "Mooncake conversation trace (kvcache-ai/Mooncake, conversation_trace.jsonl, 12031 requests; Qin et al., "
-                  "Mooncake, FAST 2025)",
+        .source =
+            "Mooncake conversation trace (kvcache-ai/Mooncake, conversation_trace.jsonl, 12031 requests; Qin et al., "
+            "Mooncake, FAST 2025)",
         .licence = "Apache-2.0",
-        .quantiles = {892,  1114, 1348,  1709,  2212,  2971,  3925,  4741,  5542,  6551,  7701,
+        .quantiles = {892,  1114,  1348,  1709,  2212,  2971,  3925,  4741,  5542,  6551,  7701,
                       9001, 10550, 12305, 14257, 16430, 19254, 23672, 29861, 43219, 126526},
     },
 };
