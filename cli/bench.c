@@ -77,11 +77,13 @@ static int by_value(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* One pass over all layers; microseconds per layer, NAN after a failure. */
+/* One pass over all layers; microseconds per layer, NAN after a failure or Ctrl-C. */
 static double time_pass(struct step *s, int *code)
 {
 	const double start = now_seconds();
 	for (int64_t l = 0; l < s->layers; l++) {
+		if (interrupted)
+			return NAN;
 		const fmla_status status = step_decode(s, l);
 		if (status != FMLA_OK) {
 			*code = fail_status(s->ctx, status, "decode");
@@ -95,10 +97,11 @@ static double time_pass(struct step *s, int *code)
 	return (now_seconds() - start) * 1e6 / (double)s->layers;
 }
 
-static int time_step(const struct bench *b, struct step *s, struct row *row)
+/* Plans, warms up, and collects microseconds per layer in samples [most]. */
+static int time_passes(const struct bench *b, struct step *s, struct row *row, double *samples, int64_t most)
 {
-	enum { MIN_PASSES = 3, MAX_PASSES = 1000 };
-	double samples[MAX_PASSES], start = now_seconds();
+	enum { LEAST = 3 };
+	double start = now_seconds();
 	int code = EXIT_OK;
 	const fmla_status status = step_plan(s);
 	if (status != FMLA_OK)
@@ -110,17 +113,30 @@ static int time_step(const struct bench *b, struct step *s, struct row *row)
 	progress(row->name, 0, 1);
 	time_pass(s, &code);
 	start = now_seconds();
-	while (code == EXIT_OK && !interrupted && row->passes < MAX_PASSES &&
-	       (row->passes < MIN_PASSES || now_seconds() - start < b->o.seconds)) {
-		samples[row->passes++] = time_pass(s, &code);
+	while (code == EXIT_OK && !interrupted && row->passes < most &&
+	       (row->passes < LEAST || now_seconds() - start < b->o.seconds)) {
+		const double us = time_pass(s, &code);
+		if (!isnan(us))
+			samples[row->passes++] = us;
 		progress(row->name, (int64_t)((now_seconds() - start) * 1e3), (int64_t)(b->o.seconds * 1e3) + 1);
 	}
-	if (code != EXIT_OK || row->passes == 0)
-		return code;
-	qsort(samples, (size_t)row->passes, sizeof(*samples), by_value);
-	row->us = samples[row->passes / 2];
-	row->us_min = samples[0];
-	return EXIT_OK;
+	return code;
+}
+
+static int time_step(const struct bench *b, struct step *s, struct row *row)
+{
+	enum { MOST = 1 << 16 };
+	double *samples = malloc(MOST * sizeof(*samples));
+	if (!samples)
+		return fail(EXIT_SYSTEM, "out of memory");
+	const int code = time_passes(b, s, row, samples, MOST);
+	if (row->passes > 0) {
+		qsort(samples, (size_t)row->passes, sizeof(*samples), by_value);
+		row->us = samples[row->passes / 2];
+		row->us_min = samples[0];
+	}
+	free(samples);
+	return code;
 }
 
 /* ---- output ---------------------------------------------------------------------------------------------------- */

@@ -102,13 +102,13 @@ void progress(const char *what, int64_t done, int64_t total)
 	static double drawn_at;
 	if (!isatty(STDERR_FILENO) || total < 1 || (bar_is_drawn && now_seconds() - drawn_at < 0.05))
 		return;
-	const int filled = (int)(done * WIDTH / total);
+	const int filled = (int)((done < total ? done : total) * WIDTH / total);
 	char bar[WIDTH + 1];
 	memset(bar, '.', WIDTH);
 	memset(bar, '#', (size_t)filled);
 	bar[WIDTH] = 0;
 	fflush(stdout);
-	fprintf(stderr, "\r\033[K[%s] %3d %%  %s", bar, (int)(done * 100 / total), what);
+	fprintf(stderr, "\r\033[K[%s] %3d %%  %s", bar, (int)((done < total ? done : total) * 100 / total), what);
 	drawn_at = now_seconds();
 	bar_is_drawn = true;
 }

@@ -160,6 +160,9 @@ int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_sh
 	if (!with_kv)
 		return EXIT_OK;
 
+	const double layer_size = (double)batch->pages.num_pages * (double)(shape->page * shape->h_kv * shape->d_qk * 2);
+	if (layer_size * (double)(layers ? layers : 1) > 0x1p60)
+		return fail(EXIT_SYSTEM, "the KV cache of %.3g GiB is more than any memory", layer_size / 0x1p30);
 	s->layer_bytes = bytes_of(&s->kv_cache.dl);
 	s->layers = layers ? layers : (AUTO_KV_BYTES + (int64_t)s->layer_bytes - 1) / (int64_t)s->layer_bytes;
 	if (!layers && s->layers > MAX_AUTO_LAYERS)
