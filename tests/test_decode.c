@@ -8,20 +8,17 @@
 #include "harness.h"
 
 #include "close.h"
+#include "subjects.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { MAX_SUBJECTS = 24, NAIVE_WORK = 3000000 };
+enum { NAIVE_WORK = 3000000 };
 
-/* Who computes.  backend NULL: the naive reading below. */
-static struct subject {
-	char name[32];
-	const char *backend, *cap;
-	int threads;
-} subjects[MAX_SUBJECTS];
-static int num_subjects;
+/* Who computes; number 0 is the naive reading below. */
+static struct subject subjects[1 + MAX_SUBJECTS] = {{.name = "naive"}};
 
 /* ---- the naive reading of the header ---------------------------------------------------------------------------- */
 
@@ -113,7 +110,8 @@ static void set_current(const char *line)
 		fail_msg("case '%s': %s", line, why);
 	data_make(&current.data, &c);
 	current.line = line;
-	fmla_ctx *ctx = make_context("ref", 1, NULL);
+	fmla_ctx *ctx = subject_context(&(struct subject){.name = "oracle", .backend = "ref", .threads = 1});
+	assert_non_null(ctx);
 	bool ok;
 	assert_ok(ctx, data_decode(&current.data, ctx, &current.want, &ok));
 	assert_true(ok);
@@ -142,7 +140,8 @@ static void test_case_on_subject(void **state)
 			got.out[i] = value_get(current.data.tensors[DATA_OUT].t.dtype, &rounded, 0);
 		}
 	} else {
-		fmla_ctx *ctx = make_context(job->subject->backend, job->subject->threads, job->subject->cap);
+		fmla_ctx *ctx = subject_context(job->subject);
+		assert_non_null(ctx);
 		assert_ok(ctx, data_decode(&current.data, ctx, &got, &ok));
 		fmla_ctx_destroy(ctx);
 	}
@@ -156,44 +155,12 @@ static void test_case_on_subject(void **state)
 
 /* ---- the table -------------------------------------------------------------------------------------------------- */
 
-static void add_subject(const char *name, const char *backend, const char *cap, int threads)
-{
-	struct subject *s = &subjects[num_subjects++];
-	*s = (struct subject){.backend = backend, .cap = cap, .threads = threads};
-	snprintf(s->name, sizeof(s->name), threads ? "%s x%d" : "%s", name, threads);
-}
-
-/* Every variant that the machine has: FMLA_CPU caps it, backend_info says what came of it. */
-static void add_cpu_subjects(void)
-{
-	static const char *const caps[] = {"amx", "avx512", "avx2", "c"};
-	for (size_t i = 0; i < sizeof(caps) / sizeof(caps[0]); i++) {
-		setenv("FMLA_CPU", caps[i], 1);
-		fmla_ctx *ctx;
-		bool found = false;
-		if (fmla_ctx_create(&ctx, NULL) == FMLA_OK) {
-			struct fmla_backend_info info = {.struct_size = sizeof(info)};
-			for (int n = 0; fmla_backend_info(ctx, n, &info) == FMLA_OK; n++)
-				found |= strcmp(info.name, "cpu") == 0 && info.available &&
-				         strncmp(info.variant, caps[i], strlen(caps[i])) == 0;
-		}
-		fmla_ctx_destroy(ctx);
-		unsetenv("FMLA_CPU");
-		if (!found) {
-			fprintf(stderr, "SKIP: this machine or build has no CPU variant %s\n", caps[i]);
-			continue;
-		}
-		add_subject(caps[i], "cpu", caps[i], 1);
-		add_subject(caps[i], "cpu", caps[i], 3);
-	}
-}
-
 int main(int argc, char **argv)
 {
-	add_subject("naive", NULL, NULL, 0);
-	add_subject("ref", "ref", NULL, 2);
-	add_subject("ref", "ref", NULL, 7);
-	add_cpu_subjects();
+	char missing[64];
+	const int num_subjects = 1 + subjects_here(subjects + 1, missing, sizeof(missing));
+	if (missing[0])
+		fprintf(stderr, "SKIP: this machine or build has no CPU variant %s\n", missing);
 
 	const size_t n = case_quick_count * (size_t)num_subjects;
 	struct CMUnitTest *tests = calloc(n, sizeof(*tests));
