@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * amx.h - one wrapper per AMX instruction, and the few vector idioms of decode_amx.c.
+ *
+ * Own inline asm instead of the intrinsics: those of gcc 12 do not say which memory they read, and the compiler then
+ * drops the stores before them (seen with _tile_loadconfig). */
+#ifndef FMLA_AMX_H
+#define FMLA_AMX_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define AMX_FN \
+	__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))) static
+#define AMX_INLINE AMX_FN inline __attribute__((always_inline))
+
+enum { TILE = 1024 }; /* bytes: 16 rows of 64 */
+
+/* Tiles 0-3 hold C, 4-5 A, 6-7 B: C[16][16] fp32 += A[16][32] bf16 * B[16 pairs][16][2] bf16. */
+#define TLOAD(reg, p, stride) \
+	__asm__ volatile("tileloadd (%0,%1,1), %%tmm" #reg ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
+#define TSTORE(reg, p) \
+	__asm__ volatile("tilestored %%tmm" #reg ", (%0,%1,1)" ::"r"((void *)(p)), "r"((int64_t)64) : "memory")
+#define TZERO(reg)   __asm__ volatile("tilezero %%tmm" #reg ::)
+#define TDP(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+
+struct tile_config {
+	uint8_t palette, start_row, reserved[14];
+	uint16_t bytes_per_row[16];
+	uint8_t rows[16];
+} __attribute__((packed, aligned(64)));
+
+/* All eight tiles 16 rows of 64 bytes.  Tile state is the caller's to save in the psABI: configure on entry, release on
+ * exit. */
+AMX_INLINE void amx_begin(void)
+{
+	struct tile_config c = {.palette = 1};
+	for (int i = 0; i < 8; i++) {
+		c.bytes_per_row[i] = 64;
+		c.rows[i] = 16;
+	}
+	__asm__ volatile("ldtilecfg %0" ::"m"(c) : "memory");
+}
+
+AMX_INLINE void amx_end(void)
+{
+	__asm__ volatile("tilerelease" ::: "memory");
+}
+
+/* 2^x, relative error 1.5e-7.  Lanes below -125 become 0 by the mask: a denormal result costs a microcode assist, 50
+ * times the instruction, and real attention is full of them. */
+AMX_INLINE __m512 exp2_ps(__m512 x)
+{
+	const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
+	const __m512 f = _mm512_reduce_ps(x, 0x01); /* x - floor(x) */
+	__m512 p = _mm512_set1_ps(1.8775767e-3f);
+	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.9893397e-3f));
+	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5826318e-2f));
+	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4015361e-1f));
+	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9315308e-1f));
+	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9999994e-1f));
+	return _mm512_maskz_scalef_ps(normal, p, x);
+}
+
+/* Transposes 16 x 16 dwords in place. */
+AMX_INLINE void transpose16(__m512i *r)
+{
+	__m512i t[16];
+	for (int i = 0; i < 16; i += 2) {
+		t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+		t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+	}
+	for (int i = 0; i < 16; i += 4) {
+		r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+		r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+		r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+		r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+	}
+	for (int i = 0; i < 4; i++) { /* 128-bit lanes: first among four, then among two groups of eight */
+		t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+		t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+		t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+		t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+	}
+	for (int i = 0; i < 8; i++) {
+		r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+		r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+	}
+}
+
+/* Two vectors of fp32 to one of bf16 (a in the lower half), rounded to nearest even. */
+AMX_INLINE __m512i to_bf16(__m512 b, __m512 a)
+{
+	return (__m512i)_mm512_cvtne2ps_pbh(b, a);
+}
+
+/* 32 fp16 values as bf16 hi + bf16 lo.  Exact for finite values (11 bits of mantissa in 8 + 8, and lo is a normal
+ * number); an infinity stays in hi, with lo 0, for infinity - infinity would be NaN. */
+AMX_INLINE void split_fp16(__m512i x, __m512i *hi, __m512i *lo)
+{
+	const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(x));
+	const __m512 b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+	const __m512i h = to_bf16(b, a);
+	const __m512 ah = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)), 16);
+	const __m512 bh = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1)), 16);
+	const __m512 al = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(a, ah, _CMP_NEQ_UQ), a, ah);
+	const __m512 bl = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(b, bh, _CMP_NEQ_UQ), b, bh);
+	*hi = h;
+	*lo = to_bf16(bl, al);
+}
+
+#endif
