@@ -128,7 +128,7 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.c.o $(SHARED_OBJ) $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 demo: cli
-	$(BUILD)/flashmla demo
+	$(BUILD)/flashmla bench --backend cpu --workload azure-conv --b 32 --h-q 16,64,128 --verify --svg $(BUILD)/demo.svg
 
 check:
 	@tests/check.sh

@@ -17,13 +17,13 @@ enum { D_V = 512, AUTO_KV_BYTES = 1 << 30, MAX_AUTO_LAYERS = 64, PLAN_FIELDS = 8
 
 enum { POOL = 1 << 16 }; /* normal random values, drawn from by 16 random bits: fills at memory speed */
 
-static uint16_t *make_pool(struct fmla_dtype dtype, uint64_t seed)
+static uint16_t *make_pool(struct fmla_dtype dtype, double deviation, uint64_t seed)
 {
 	static const struct fmla_dtype bf16 = FMLA_BF16;
 	uint16_t *pool = malloc(POOL * sizeof(*pool));
 	for (int i = 0; pool && i < POOL; i++) {
 		const double u = (double)(next_random(&seed) >> 11) * 0x1p-53, v = (double)(next_random(&seed) >> 11) * 0x1p-53;
-		const float normal = (float)(sqrt(-2 * log(1 - u)) * cos(6.283185307179586 * v));
+		const float normal = (float)(deviation * sqrt(-2 * log(1 - u)) * cos(6.283185307179586 * v));
 		pool[i] = dtype.code == bf16.code ? bf16_from_float(normal) : fp16_from_float(normal);
 	}
 	return pool;
@@ -114,13 +114,14 @@ static int create_kv(struct step *s, uint64_t seed)
 {
 	const size_t q_bytes = bytes_of(&s->q.dl), staging_bytes = s->layer_bytes > q_bytes ? s->layer_bytes : q_bytes;
 	const bool staged = s->device != FMLA_DEVICE_CPU;
-	uint16_t *pool = make_pool(s->shape.dtype, seed);
+	/* The deviations of the tests, which their tolerances go with; scores of deviation 1. */
+	uint16_t *pool = make_pool(s->shape.dtype, 0.1, seed), *q_pool = make_pool(s->shape.dtype, 10, seed);
 	void *staging = staged ? device_alloc(FMLA_DEVICE_CPU, staging_bytes) : NULL;
 	s->kv = device_alloc(s->device, (size_t)s->layers * s->layer_bytes);
 	int code = EXIT_OK;
 	if (!s->kv)
 		code = no_memory(s, "the KV cache", (double)s->layers * (double)s->layer_bytes);
-	else if (!pool || (staged && !staging))
+	else if (!pool || !q_pool || (staged && !staging))
 		code = fail(EXIT_SYSTEM, "out of memory");
 	for (int64_t l = 0; l < s->layers && code == EXIT_OK && !interrupted; l++) {
 		progress("filling the KV caches", l, s->layers);
@@ -128,11 +129,12 @@ static int create_kv(struct step *s, uint64_t seed)
 		                 seed * 64 + (uint64_t)l + 1))
 			code = fail(EXIT_SYSTEM, "the KV cache: %s", device_error(s->device));
 	}
-	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, q_bytes, staging, pool, seed * 64))
+	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, q_bytes, staging, q_pool, seed * 64))
 		code = fail(EXIT_SYSTEM, "q: %s", device_error(s->device));
 	progress_clear();
 	device_free(FMLA_DEVICE_CPU, staging);
 	free(pool);
+	free(q_pool);
 	s->kv_cache.dl.data = s->kv;
 	return code;
 }
@@ -299,6 +301,13 @@ static bool request_is_close(const struct step *s, const struct host_view *v, co
 	const struct closeness o = close_values(c->got, c->want, values, limits_out);
 	const struct closeness l = close_values(v->lse + i * rows, c->lse, rows, limits_lse);
 	*worst = fmax(*worst, o.max_abs);
+	if (!l.close)
+		fail(0, "request %lld of %d tokens: lse[%lld] is %.9g, the reference says %.9g", (long long)i,
+		     s->batch->lengths[i], (long long)l.worst, v->lse[i * rows + l.worst], c->lse[l.worst]);
+	else if (!o.close)
+		fail(0, "request %lld of %d tokens: out[%lld, %lld] is %.6g, the reference says %.6g; 1 - cosine %.2g",
+		     (long long)i, s->batch->lengths[i], (long long)(o.worst / D_V), (long long)(o.worst % D_V),
+		     c->got[o.worst], c->want[o.worst], o.cosine);
 	return o.close && l.close;
 }
 

@@ -105,6 +105,22 @@ test_usage() {
 	expect 3 'opencl' run --backend opencl a -o b
 }
 
+# The C example of the README compiles as it stands, warnings included.
+test_readme() {
+	{
+		sed -n '/^```c$/,/^```$/p' README.md | grep -m1 '#include <flash_mla.h>'
+		printf '#include <stdio.h>\n#include <stdlib.h>\nvoid f(fmla_ctx *ctx, void *q, void *kv, int32_t *table, int32_t len,'
+		printf ' int64_t num_pages, int64_t max_pages, double scale, void *out, float *lse);\n'
+		printf 'void f(fmla_ctx *ctx, void *q, void *kv, int32_t *table, int32_t len,'
+		printf ' int64_t num_pages, int64_t max_pages, double scale, void *out, float *lse) {\n'
+		sed -n '/^```c$/,/^```$/p' README.md | grep -v '^```\|#include'
+		printf '}\n'
+	} >"$tmp/readme.c"
+	if ${CC:-gcc} -std=c11 -Wall -Wextra -Werror -Iinclude -c -o "$tmp/readme.o" "$tmp/readme.c" >"$tmp/output" 2>&1; then pass; else
+		fail 'the C example of the README does not compile'
+	fi
+}
+
 test_info() {
 	expect 0 '^ref +yes' info
 	expect 0 '"backend": "ref".*"available": true' info --json
@@ -241,7 +257,7 @@ test_lying_files() {
 	refused f 'kv_cache'
 }
 
-for t in usage info traces plan check bench run lying_files; do
+for t in usage readme info traces plan check bench run lying_files; do
 	"test_$t"
 done
 printf '%d passed, %d failed\n' "$passed" "$failed"
