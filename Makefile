@@ -123,6 +123,9 @@ $(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# Counts allocations of the library's own code.
+$(BUILD)/tests/test_properties: LDFLAGS += $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
+
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.c.o $(SHARED_OBJ) $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
