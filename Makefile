@@ -78,6 +78,7 @@ help:
 	@echo '  make check      all tests of the CPU side (installs what they need where it may)'
 	@echo '  make check-gpu  parity of the GPU backend with the reference; fails where no GPU runs it'
 	@echo '  make bench      speed of the CPU backend; make bench-gpu: of the GPU backend'
+	@echo '  make python     stages the Python package in $(BUILD)/python; make check-python tests it with PyTorch'
 	@echo '  make lint       clang-format, warnings, cppcheck; make format applies clang-format'
 	@echo '  make mutants    plants known bugs one by one and expects the tests to fail'
 	@echo '  make fuzz       long fuzzing (FUZZ_SECONDS=600 a target)'
@@ -135,6 +136,7 @@ demo: cli
 
 check:
 	@tests/check.sh
+	@$(MAKE) --no-print-directory check-python
 
 check-gpu: cli
 	$(BUILD)/flashmla check --backend cuda
@@ -176,5 +178,7 @@ endif
 
 clean:
 	rm -rf $(BUILD)
+
+include python/python.mk
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

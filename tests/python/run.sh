@@ -1,0 +1,53 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# Runs the Python tests (or `run.sh bench`) against the package staged in $BUILD/python.
+#
+# PyTorch comes from a virtual environment of this project, made once and kept outside of the checkout under
+# ${XDG_CACHE_HOME:-~/.cache}/flash-mla-c (about 5 GB: PyTorch's wheel brings its CUDA libraries).  Where it cannot be
+# made, an interpreter that already has torch and pytest serves; without either the tests are skipped loudly, or fail
+# when CI is set.  FLASH_MLA_TEST_PYTHON=/path/to/python uses that interpreter and makes nothing.
+set -eu
+cd "$(dirname "$0")/../.."
+: "${BUILD:=$PWD/build}" "${PYTHON:=python3}"
+requirements=tests/python/requirements.txt
+
+ready() { "$1" -c 'import torch, pytest' 2>/dev/null; }
+
+environment() {
+	version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	key=$(cksum <"$requirements" | cut -d' ' -f1)
+	cache=${XDG_CACHE_HOME:-$HOME/.cache}/flash-mla-c
+	venv=$cache/venv-$version-$key
+	mkdir -p "$cache" || return 1
+	(
+		flock 9
+		if [ ! -e "$venv/complete" ]; then
+			echo "check-python: making $venv (once; downloads about 3 GB)" >&2
+			rm -rf "$venv"
+			"$PYTHON" -m venv "$venv" &&
+				"$venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir -r "$requirements" >&2 &&
+				touch "$venv/complete"
+		fi
+	) 9>"$cache/lock"
+	[ -e "$venv/complete" ] && python=$venv/bin/python
+}
+
+if [ -n "${FLASH_MLA_TEST_PYTHON:-}" ]; then
+	python=$FLASH_MLA_TEST_PYTHON
+elif ! environment; then
+	if ready "$PYTHON"; then
+		python=$PYTHON
+	else
+		echo "check-python: SKIP: no PyTorch: the virtual environment could not be made (no network?) and $PYTHON has none"
+		[ -z "${CI:-}" ] # a skip is a failure in CI
+		exit
+	fi
+fi
+
+export PYTHONPATH="$BUILD/python${PYTHONPATH:+:$PYTHONPATH}" BUILD
+if [ "${1:-}" = bench ]; then
+	exec "$python" bench/python_overhead.py
+fi
+"$python" -m pytest "$@"
+"$python" tests/test_flash_mla.py --quick

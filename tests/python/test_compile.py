@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch's own tools: torch.library.opcheck, torch.compile, export, CUDA graphs."""
+
+import shutil
+
+import flash_mla
+import pytest
+import torch
+from reference import Captured, check, make_batch
+
+BACKENDS = ["aot_eager"] + (["inductor"] if shutil.which("g++") or torch.cuda.is_available() else [])
+
+
+def decode_arguments(batch, sink=None):
+    return (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, None, sink, None, None)
+
+
+def test_opcheck(device):
+    batch = make_batch([100, 5], s_q=2, device=device)
+    op = torch.ops.flash_mla
+    scalars = (batch.scale, True, 0, 0, 512, 0)
+    sink = torch.zeros(16, device=device)
+    out = torch.zeros(2, 2, 16, 512, dtype=batch.q.dtype, device=device)
+    lse = torch.zeros(2, 16, 2, device=device)
+    torch.library.opcheck(op.decode, decode_arguments(batch, sink) + scalars)
+    torch.library.opcheck(op.decode_out, decode_arguments(batch) + (out, lse) + scalars)
+    torch.library.opcheck(op.plan, (batch.cache_seqlens, None, -1, 1, 16, 1, 576, 4, 0, 0))
+    torch.library.opcheck(op.merge, (torch.stack([out, out]), torch.stack([lse, lse]), None, 0))
+    torch.library.opcheck(op.merge_out, (torch.stack([out, out]), torch.stack([lse, lse]), sink, out.clone(), lse, 0))
+    rows = batch.q[:, 0, 0]
+    slots = torch.tensor([3, -1], device=device)
+    torch.library.opcheck(op.kv_append, (rows[:, :512], rows[:, 512:], slots, torch.zeros_like(batch.kv_cache)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_a_layer(backend, device):
+    """Append, plan, decode and merge in one graph, for changing batches."""
+
+    @torch.compile(fullgraph=True, backend=backend, dynamic=True)
+    def layer(q, rows, slots, cache, table, lens, scale):
+        flash_mla.kv_append(rows[:, :512], rows[:, 512:], slots, cache)
+        plan = flash_mla.plan(lens, h_q=16)
+        out, lse = flash_mla.decode(q * 1, cache, table, lens, softmax_scale=scale, plan=plan, empty_lse=float("-inf"))
+        both, _ = flash_mla.merge(torch.stack([out, out]), torch.stack([lse, lse]))
+        return out + 0, lse, both
+
+    for lengths in ([100, 5], [64, 200, 1]):
+        batch = make_batch(lengths, device=device)
+        last = batch.cache_seqlens.long() - 1
+        pages = batch.block_table.gather(1, last[:, None] // 64)[:, 0].long()
+        rows = torch.randn(len(lengths), 576, device=device).bfloat16()
+        out, lse, both = layer(
+            batch.q, rows, pages * 64 + last % 64, batch.kv_cache, batch.block_table, batch.cache_seqlens, batch.scale
+        )
+        assert torch.equal(batch.kv_cache[pages, last % 64, 0], rows)
+        check(out, lse, batch.reference())
+        check(both, None, batch.reference())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_the_compatible_calls(backend, device):
+    batch = make_batch([100, 5], device=device)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def step(q, cache, table, lens):
+        meta, splits = flash_mla.get_mla_metadata(lens, 16, 1)
+        first, lse = flash_mla.flash_mla_with_kvcache(q, cache, table, lens, 512, meta, splits, batch.scale, True)
+        lazy, _ = flash_mla.get_mla_metadata()
+        out = torch.empty_like(first)
+        second, _ = flash_mla.flash_mla_with_kvcache(q, cache, table, lens, 512, lazy, None, batch.scale, out=out)
+        return first, lse, second
+
+    first, lse, second = step(batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)
+    check(first, lse, batch.reference())
+    check(second, None, batch.reference())
+
+
+def test_export(device):
+    batch = make_batch([100, 5], device=device)
+
+    class Layer(torch.nn.Module):
+        def forward(self, q, cache, table, lens):
+            return flash_mla.decode(q, cache, table, lens, softmax_scale=0.1)
+
+    a = (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)
+    program = torch.export.export(Layer(), a)
+    assert "flash_mla.decode" in str(program.graph)
+    batch.scale = 0.1
+    check(*program.module()(*a), batch.reference())
+
+
+def test_replays_follow_live_lengths(device):
+    """A captured step is replayed with other lengths, other pages and other queries in the same buffers."""
+    batch = make_batch([100, 5, 1, 1], device=device, max_pages=6)
+    meta, _ = flash_mla.get_mla_metadata()
+    a = (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)
+
+    def step():
+        layers = [flash_mla.flash_mla_with_kvcache(*a, 512, meta, None, batch.scale, True) for _ in range(3)]
+        return layers[0][0], layers[0][1], layers[2][0]
+
+    captured = Captured(step, device)
+    for lengths in ([100, 5, 1, 1], [300, 0, 64, 2], [1, 1, 1, 290]):
+        new = make_batch(lengths, device=device, max_pages=6)
+        pages = min(len(batch.kv_cache), len(new.kv_cache))
+        new.block_table[new.block_table != 2147480000] %= pages
+        new.kv_cache[:pages] = torch.randn_like(new.kv_cache[:pages])
+        batch.q.copy_(new.q)
+        batch.kv_cache[:pages].copy_(new.kv_cache[:pages])
+        batch.block_table.copy_(new.block_table)
+        batch.cache_seqlens.copy_(new.cache_seqlens)
+        first, lse, third = captured.replay()
+        check(first, lse, batch.reference())
+        check(third, lse, batch.reference())
+
+
+def test_streams(device):
+    """Work goes to the current stream: a decode queued behind a slow copy of its input on a side stream sees it."""
+    if device.type != "cuda":
+        pytest.skip("streams need a GPU")
+    batch = make_batch([300, 5], device=device)
+    late = torch.zeros_like(batch.q)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(batch.q)
+        out, lse = flash_mla.decode(
+            late, batch.kv_cache, batch.block_table, batch.cache_seqlens, softmax_scale=batch.scale
+        )
+    assert not stream.query(), "the call waited for the device"
+    stream.synchronize()
+    check(out, lse, batch.reference())
