@@ -55,7 +55,7 @@ LIB      := $(BUILD)/libflash_mla.a
 # Pieces that the command, the tests and the GPU checks share: the case table, input data, comparison.
 SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.c)))
 
-CLI_SRC  := $(wildcard cli/*.c)
+CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c
 CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
 CLI_LIBS ?=
 CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)

@@ -5,7 +5,12 @@
  * Method.  A pass decodes all layers of a step, each from its own KV cache (1 GiB together by default, so that memory
  * and not a cache is measured; --layers 1 keeps one small cache warm), with one plan that is made outside of the
  * window.  One pass warms up, then passes are timed for --seconds, at least three; the median counts, divided by the
- * layers.  bytes: every distinct cached token once, q, out and lse.  flop: both products on visible keys. */
+ * layers.  bytes: every distinct cached token once, q, out and lse.  flop: both products on visible keys.
+ *
+ * A shared machine changes by the second.  So each pass has a probe of the machine's limits next to it (roof.h) and
+ * counts as its share of that.  A pass whose probe found less than 80 % of the best arithmetic of this run is dropped,
+ * whatever its own time was: a busy hyper-thread halves the probe, the clock alone moves it by 20 %.  When all passes
+ * were disturbed, all count and the line says so. */
 #include "batch.h"
 #include "cli.h"
 #include "device.h"
@@ -32,17 +37,19 @@ struct row {
 	char name[64];
 	struct layer_shape shape;
 	bool varlen;
-	int64_t b, s_k, kv_tokens, layers, passes;
-	double us, us_min, plan_us, bytes, flop, floor_us;
-	int64_t wrong; /* requests that differ from the reference; -1: not compared */
-	double worst;  /* largest absolute error of out */
+	int64_t b, s_k, kv_tokens, layers, passes, calm; /* calm: passes whose probe found an undisturbed machine */
+	double us, us_min, plan_us, bytes, flop;
+	double share;     /* of the limit, 0..1; 0: no limit is known */
+	struct roof roof; /* medians of the probes                    */
+	int64_t wrong;    /* requests that differ from the reference; -1: not compared */
+	double worst;     /* largest absolute error of out */
 };
 
 struct bench {
 	struct options o;
 	fmla_ctx *ctx;
 	struct fmla_backend_info info;
-	struct roof roof;
+	double best_tflops; /* of all probes so far: what this machine does when nobody disturbs it */
 	struct row *rows;
 	int count, capacity;
 };
@@ -71,11 +78,10 @@ enum { NUM_DEFAULT_CASES = sizeof(default_cases) / sizeof(*default_cases) };
 
 /* ---- timing ---------------------------------------------------------------------------------------------------- */
 
-static int by_value(const void *a, const void *b)
-{
-	const double x = *(const double *)a, y = *(const double *)b;
-	return x < y ? -1 : x > y;
-}
+struct sample {
+	double us, share;
+	struct roof roof;
+};
 
 /* One pass over all layers; microseconds per layer, NAN after a failure or Ctrl-C. */
 static double time_pass(struct step *s, int *code)
@@ -97,8 +103,8 @@ static double time_pass(struct step *s, int *code)
 	return (now_seconds() - start) * 1e6 / (double)s->layers;
 }
 
-/* Plans, warms up, and collects microseconds per layer in samples [most]. */
-static int time_passes(const struct bench *b, struct step *s, struct row *row, double *samples, int64_t most)
+/* Plans, warms up, and collects samples [most]. */
+static int time_passes(struct bench *b, struct step *s, struct row *row, struct sample *samples, int64_t most)
 {
 	enum { LEAST = 3 };
 	double start = now_seconds();
@@ -115,36 +121,66 @@ static int time_passes(const struct bench *b, struct step *s, struct row *row, d
 	start = now_seconds();
 	while (code == EXIT_OK && !interrupted && row->passes < most &&
 	       (row->passes < LEAST || now_seconds() - start < b->o.seconds)) {
-		const double us = time_pass(s, &code);
-		if (!isnan(us))
-			samples[row->passes++] = us;
+		struct sample *sample = &samples[row->passes];
+		sample->roof = roof_probe(&b->info, s->kv, (size_t)s->layers * s->layer_bytes);
+		sample->us = time_pass(s, &code);
+		sample->share = roof_us(sample->roof, row->bytes, row->flop) / sample->us;
+		row->passes += !isnan(sample->us);
+		b->best_tflops = fmax(b->best_tflops, sample->roof.tflops);
 		progress(row->name, (int64_t)((now_seconds() - start) * 1e3), (int64_t)(b->o.seconds * 1e3) + 1);
 	}
 	return code;
 }
 
-static int time_step(const struct bench *b, struct step *s, struct row *row)
+static int by_value(const void *a, const void *b)
 {
-	enum { MOST = 1 << 16 };
-	double *samples = malloc(MOST * sizeof(*samples));
-	if (!samples)
-		return fail(EXIT_SYSTEM, "out of memory");
-	const int code = time_passes(b, s, row, samples, MOST);
+	const double x = *(const double *)a, y = *(const double *)b;
+	return x < y ? -1 : x > y;
+}
+
+/* The median of one field of the samples; scratch [count]. */
+static double median(const struct sample *samples, int64_t count, size_t field, double *scratch)
+{
+	for (int64_t i = 0; i < count; i++)
+		memcpy(&scratch[i], (const char *)&samples[i] + field, sizeof(*scratch));
+	qsort(scratch, (size_t)count, sizeof(*scratch), by_value);
+	return scratch[count / 2];
+}
+
+/* Moves the undisturbed samples to the front; how many there are. */
+static int64_t keep_calm(struct sample *samples, int64_t count, double best_tflops)
+{
+	int64_t calm = 0;
+	for (int64_t i = 0; i < count; i++)
+		if (samples[i].roof.tflops >= 0.8 * best_tflops) {
+			const struct sample swap = samples[calm];
+			samples[calm++] = samples[i];
+			samples[i] = swap;
+		}
+	return calm;
+}
+
+static int time_step(struct bench *b, struct step *s, struct row *row)
+{
+	enum { MOST = 1 << 15 };
+	struct sample *samples = malloc(MOST * sizeof(*samples));
+	double *scratch = malloc(MOST * sizeof(*scratch));
+	const int code = samples && scratch ? time_passes(b, s, row, samples, MOST) : fail(EXIT_SYSTEM, "out of memory");
 	if (row->passes > 0) {
-		qsort(samples, (size_t)row->passes, sizeof(*samples), by_value);
-		row->us = samples[row->passes / 2];
-		row->us_min = samples[0];
+		row->calm = keep_calm(samples, row->passes, b->best_tflops);
+		const int64_t counted = row->calm ? row->calm : row->passes;
+		row->us = median(samples, counted, offsetof(struct sample, us), scratch);
+		row->us_min = scratch[0];
+		row->share = median(samples, counted, offsetof(struct sample, share), scratch);
+		row->roof.gbs = median(samples, counted, offsetof(struct sample, roof.gbs), scratch);
+		row->roof.tflops = median(samples, counted, offsetof(struct sample, roof.tflops), scratch);
 	}
 	free(samples);
+	free(scratch);
 	return code;
 }
 
 /* ---- output ---------------------------------------------------------------------------------------------------- */
-
-static double share(const struct row *r) /* percent of the limit, < 0: not known */
-{
-	return r->floor_us > 0 ? 100 * r->floor_us / r->us : -1;
-}
 
 static void print_row_json(const struct bench *b, const struct row *r)
 {
@@ -159,8 +195,9 @@ static void print_row_json(const struct bench *b, const struct row *r)
 	       (long long)r->s_k, r->varlen, (long long)r->kv_tokens, (long long)r->shape.page, dtype_name(r->shape.dtype),
 	       (long long)r->layers, r->us, r->us_min, r->plan_us, (long long)r->passes, r->bytes / r->us / 1e3,
 	       r->flop / r->us / 1e6);
-	if (share(r) >= 0)
-		printf("%.1f", share(r));
+	if (r->share > 0)
+		printf("%.1f, \"roof_gbs\": %.2f, \"roof_tflops\": %.4f, \"undisturbed\": %lld", 100 * r->share, r->roof.gbs,
+		       r->roof.tflops, (long long)r->calm);
 	else
 		printf("null");
 	if (r->wrong >= 0)
@@ -173,9 +210,6 @@ static void print_head(const struct bench *b)
 {
 	printf("flashmla %s, backend %s (%s), %s, %d workers\n", fmla_version_string(), b->info.name, b->info.variant,
 	       b->info.device_name, b->info.num_workers);
-	if (b->roof.gbs > 0)
-		printf("limits of this machine: %s %.4g GB/s, %s %.3g TFLOP/s\n", b->roof.gbs_name, b->roof.gbs,
-		       b->roof.tflops_name, b->roof.tflops);
 	printf("\n%-16s %5s %4s %4s %5s %8s %9s %8s %8s %6s", "requests", "b", "s_q", "h_q", "type", "tokens", "us/layer",
 	       "GB/s", "TFLOP/s", "limit");
 	printf(b->o.verify ? "  %s\n" : "\n", "largest error");
@@ -184,8 +218,8 @@ static void print_head(const struct bench *b)
 static void print_row(const struct row *r)
 {
 	char tokens[16], limit[16] = "-";
-	if (share(r) >= 0)
-		snprintf(limit, sizeof(limit), "%.0f %%", share(r));
+	if (r->share > 0)
+		snprintf(limit, sizeof(limit), "%.0f %%%s", 100 * r->share, r->calm ? "" : "*");
 	printf("%-16s %5lld %4lld %4lld %5s %8s %9.1f %8.1f %8.3f %6s", r->name, (long long)r->b, (long long)r->shape.s_q,
 	       (long long)r->shape.h_q, dtype_name(r->shape.dtype), human_count((double)r->kv_tokens, tokens), r->us,
 	       r->bytes / r->us / 1e3, r->flop / r->us / 1e6, limit);
@@ -197,55 +231,85 @@ static void print_row(const struct row *r)
 	fflush(stdout);
 }
 
+/* The limits to draw and to name: those of the row with the largest caches, so that memory is meant and no cache. */
+static struct roof shown_roof(const struct bench *b)
+{
+	struct roof roof = {0, 0};
+	double largest = -1;
+	for (int i = 0; i < b->count; i++) {
+		const double kv = (double)b->rows[i].kv_tokens * (double)b->rows[i].layers;
+		if (kv > largest) {
+			roof = b->rows[i].roof;
+			largest = kv;
+		}
+	}
+	return roof;
+}
+
+static void print_trace_summary(const struct bench *b, const struct batches *all)
+{
+	double us = 0, floor = 0, bytes = 0, flop = 0;
+	for (int i = 0; i < b->count; i++) {
+		us += b->rows[i].us;
+		floor += b->rows[i].us * b->rows[i].share;
+		bytes += b->rows[i].bytes;
+		flop += b->rows[i].flop;
+	}
+	printf("\n%d of %lld steps of the trace (%.1f requests in an average step): %.1f us per layer and step, %.1f GB/s, "
+	       "%.3f TFLOP/s",
+	       b->count, (long long)all->replay_steps, all->mean_batch, us / b->count, bytes / us / 1e3, flop / us / 1e6);
+	printf(floor > 0 ? ", %.0f %% of the limit\n" : "\n", 100 * floor / us);
+}
+
 static void print_tail(const struct bench *b, const struct batches *all)
 {
-	if (b->o.batch.trace && b->count > 1) {
-		double us = 0, floor = 0, bytes = 0, flop = 0;
-		for (int i = 0; i < b->count; i++) {
-			us += b->rows[i].us;
-			floor += b->rows[i].floor_us;
-			bytes += b->rows[i].bytes;
-			flop += b->rows[i].flop;
-		}
-		printf("\n%d of %lld steps of the trace (%.1f requests in an average step): %.1f us per layer and step, %.1f "
-		       "GB/s, "
-		       "%.3f TFLOP/s",
-		       b->count, (long long)all->replay_steps, all->mean_batch, us / b->count, bytes / us / 1e3,
-		       flop / us / 1e6);
-		printf(floor > 0 ? ", %.0f %% of the limit\n" : "\n", 100 * floor / us);
-	}
+	const struct roof roof = shown_roof(b);
+	bool disturbed = false;
+	for (int i = 0; i < b->count; i++)
+		disturbed = disturbed || b->rows[i].calm == 0;
+	if (b->o.batch.trace && b->count > 1)
+		print_trace_summary(b, all);
+	if (roof.gbs > 0)
+		printf("\nthis machine, measured in the same run: %s %.4g GB/s, %s %.3g TFLOP/s\n", roof_read_name(&b->info),
+		       roof.gbs, roof_compute_name(&b->info), roof.tflops);
 	printf("\ntokens    cached tokens that the batch attends to\n"
 	       "us/layer  time of one attention layer for the whole batch, in microseconds (median)\n"
 	       "GB/s      memory traffic: each cached token once, queries and results\n");
-	if (b->roof.gbs > 0)
-		printf("limit     share of the machine's own limit: 100 %% is a perfect use of its memory or its arithmetic,\n"
-		       "          whichever binds\n");
+	if (roof.gbs > 0)
+		printf("limit     share of what this machine can do: 100 %% would be a perfect use of its memory or of its\n"
+		       "          arithmetic, whichever binds%s\n",
+		       disturbed ? "; * other work on the machine disturbed every sample" : "");
 	if (b->o.verify)
-		printf("largest error: every request compared with the double-precision reference\n");
+		printf("largest error  of an output value; every request was compared with the double-precision reference\n");
 }
 
 static int draw(const struct bench *b)
 {
 	char subtitle[256];
+	const struct roof roof = shown_roof(b);
 	struct roof_point *points = calloc((size_t)b->count + 1, sizeof(*points));
 	if (!points)
 		return fail(EXIT_SYSTEM, "out of memory");
 	for (int i = 0; i < b->count; i++) {
 		const struct row *r = &b->rows[i];
-		points[i] =
-		    (struct roof_point){.intensity = r->flop / r->bytes, .tflops = r->flop / r->us / 1e6, .roof_pct = share(r)};
-		snprintf(points[i].label, sizeof(points[i].label), "%.24s, b %lld, %lld heads, %s", r->name, (long long)r->b,
-		         (long long)(r->shape.h_q * r->shape.s_q), dtype_name(r->shape.dtype));
+		points[i] = (struct roof_point){.intensity = r->flop / r->bytes,
+		                                .tflops = r->flop / r->us / 1e6,
+		                                .roof_pct = r->share > 0 ? 100 * r->share : -1};
+		char queries[16] = "";
+		if (r->shape.s_q > 1)
+			snprintf(queries, sizeof(queries), ", s_q %d", (int)r->shape.s_q);
+		snprintf(points[i].label, sizeof(points[i].label), "%.20s, b %lld, h_q %lld%s, %s", r->name, (long long)r->b,
+		         (long long)r->shape.h_q, queries, dtype_name(r->shape.dtype));
 	}
 	snprintf(subtitle, sizeof(subtitle),
 	         "flashmla %s, backend %s (%s) on %s, %d workers; a point is one attention layer", fmla_version_string(),
 	         b->info.name, b->info.variant, b->info.device_name, b->info.num_workers);
 	const struct roof_chart chart = {.title = "MLA decode against the limits of this machine",
 	                                 .subtitle = subtitle,
-	                                 .gbs = b->roof.gbs,
-	                                 .tflops = b->roof.tflops,
-	                                 .gbs_name = b->roof.gbs_name,
-	                                 .tflops_name = b->roof.tflops_name,
+	                                 .gbs = roof.gbs,
+	                                 .tflops = roof.tflops,
+	                                 .gbs_name = roof_read_name(&b->info),
+	                                 .tflops_name = roof_compute_name(&b->info),
 	                                 .points = points,
 	                                 .count = b->count};
 	const bool ok = svg_roofline(b->o.svg, &chart);
@@ -291,7 +355,6 @@ static int bench_batch(struct bench *b, const struct layer_shape *shape, const s
 		row->layers = step.layers;
 		row->bytes = cost.bytes;
 		row->flop = cost.flop;
-		row->floor_us = roof_us(&b->roof, cost.bytes, cost.flop);
 		code = time_step(b, &step, row);
 	}
 	if (code == EXIT_OK && !interrupted && b->o.verify)
@@ -346,7 +409,6 @@ static int bench_default_cases(struct bench *b)
 		o->num_heads = 1;
 		o->shape.s_q = c->s_q;
 		o->shape.dtype = c->dtype;
-		b->roof = roof_of(&b->info, c->dtype);
 		int code = batches_open(&all, o);
 		if (code == EXIT_OK)
 			code = bench_batches(b, &all, b->o.layers ? b->o.layers : c->layers);
@@ -418,8 +480,9 @@ int cmd_bench(int argc, char **argv)
 		o->num_heads = 1;
 	}
 	code = given ? batches_open(&all, o) : EXIT_OK;
+	if (code == EXIT_OK && !can_write(b.o.svg))
+		code = fail(EXIT_SYSTEM, "%s cannot be written", b.o.svg);
 	if (code == EXIT_OK && !interrupted) {
-		b.roof = roof_of(&b.info, o->shape.dtype);
 		if (!b.o.json)
 			print_head(&b);
 		code = given ? bench_batches(&b, &all, b.o.layers) : bench_default_cases(&b);

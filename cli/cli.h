@@ -46,6 +46,9 @@ double parse_real(struct argp_state *state, const char *option, const char *text
  * sets *code and returns NULL. */
 fmla_ctx *open_backend(const char *backend, int threads, struct fmla_backend_info *info, int *code);
 
+/* Finds out before the work whether its result can be written: creates `path` when it is not there.  NULL is fine. */
+bool can_write(const char *path);
+
 /* A progress bar on stderr, only where stderr is a terminal. */
 void progress(const char *what, int64_t done, int64_t total);
 void progress_clear(void);

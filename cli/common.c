@@ -92,6 +92,12 @@ fmla_ctx *open_backend(const char *backend, int threads, struct fmla_backend_inf
 	return NULL;
 }
 
+bool can_write(const char *path)
+{
+	FILE *file = path ? fopen(path, "a") : NULL;
+	return !path || (file && fclose(file) == 0);
+}
+
 /* ---- terminal -------------------------------------------------------------------------------------------------- */
 
 static bool bar_is_drawn;

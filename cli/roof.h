@@ -2,21 +2,28 @@
  *
  * roof.h - the limits of this machine that a decode call runs into: reading the cache, and multiplying.
  *
- * CPU: measured here, by bench/cpu_probe, with as many threads as the backend uses.
- * CUDA: measured once per card with bench/; cards that nobody measured have no roof, and no share is printed. */
+ * CPU: probed next to every sample (bench/cpu_probe.h), with the backend's threads and instructions, on the KV caches
+ * themselves; so a shared machine that slows down for a second slows its limit down as well.
+ * CUDA: measured once per card; cards that nobody measured have no limit, and no share is printed. */
 #ifndef CLI_ROOF_H
 #define CLI_ROOF_H
 
 #include "flash_mla.h"
 
+#include <stddef.h>
+
 struct roof {
 	double gbs, tflops; /* 0: not known */
-	const char *gbs_name, *tflops_name;
 };
 
-struct roof roof_of(const struct fmla_backend_info *info, struct fmla_dtype dtype);
+/* kv: the caches that the next sample reads. */
+struct roof roof_probe(const struct fmla_backend_info *info, const void *kv, size_t bytes);
 
-/* Microseconds that no implementation on this machine can undercut; 0: not known. */
-double roof_us(const struct roof *roof, double bytes, double flop);
+/* "DRAM read" and "AMX bf16", for tables and pictures. */
+const char *roof_read_name(const struct fmla_backend_info *info);
+const char *roof_compute_name(const struct fmla_backend_info *info);
+
+/* Microseconds that no implementation can undercut below this roof; 0: not known. */
+double roof_us(struct roof roof, double bytes, double flop);
 
 #endif

@@ -67,7 +67,7 @@ static bool close_svg(FILE *f)
 
 /* ---- roofline -------------------------------------------------------------------------------------------------- */
 
-enum { ROOF_W = 1080, PLOT_L = 84, PLOT_T = 104, PLOT_W = 560, PLOT_H = 440, LIST_X = 684, LIST_ROW = 24 };
+enum { ROOF_W = 1140, PLOT_L = 84, PLOT_T = 104, PLOT_W = 560, PLOT_H = 440, LIST_X = 684, LIST_ROW = 24 };
 
 /* Both axes are logarithmic; low and high are powers of ten times 1, 2 or 5. */
 struct axes {

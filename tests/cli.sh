@@ -6,7 +6,7 @@
 # No test here may pass because the command did not start: every line expects an exit code and a text.
 set -u
 cd "$(dirname "$0")/.."
-build=${1:-build}
+build=${1:-build} # holds flashmla and libflash_mla.so
 update=${2:-}
 flashmla=$build/flashmla
 tmp=$(mktemp -d)
@@ -65,10 +65,15 @@ safetensors() {
 	{ u64 ${#2}; printf %s "$2"; head -c "$3" /dev/zero; } >"$tmp/$1"
 }
 
+# AddressSanitizer itself needs terabytes of address space.
+limit=262144
+if grep -q __asan_init "$flashmla"; then limit=unlimited; fi
+export ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}
+
 # refused NAME REGEX: the file is refused with exit code 2 and within 256 MB of address space
 refused() {
 	(
-		ulimit -v 262144
+		ulimit -v $limit
 		failed=0
 		expect 2 "$2" run --backend ref "$tmp/$1" -o "$tmp/out.safetensors"
 		[ "$failed" = 0 ]
@@ -119,6 +124,27 @@ test_readme() {
 	if ${CC:-gcc} -std=c11 -Wall -Wextra -Werror -Iinclude -c -o "$tmp/readme.o" "$tmp/readme.c" >"$tmp/output" 2>&1; then pass; else
 		fail 'the C example of the README does not compile'
 	fi
+}
+
+# The example, linked as a user would, as C and as C++.
+test_example() {
+	local compiler
+	if [ $limit = unlimited ]; then
+		echo 'SKIP  the example: not with a sanitized library'
+		return
+	fi
+	for compiler in "${CC:-gcc} -std=c11" "${CXX:-g++} -std=c++11 -x c++"; do
+		if ! command -v "${compiler%% *}" >/dev/null; then
+			echo "SKIP  the example with ${compiler%% *}: not installed"
+		elif ! $compiler -Wall -Wextra -Werror -Iinclude -o "$tmp/example" examples/decode.c -L"$build" -lflash_mla -lm \
+			-Wl,-rpath,"$(cd "$build" && pwd)" >"$tmp/output" 2>&1; then
+			fail "examples/decode.c with $compiler does not compile"
+		elif "$tmp/example" >"$tmp/output" 2>&1 && grep -q 'was asked for and found' "$tmp/output"; then
+			pass
+		else
+			fail "examples/decode.c with $compiler gives a wrong answer"
+		fi
+	done
 }
 
 test_info() {
@@ -187,6 +213,7 @@ test_bench() {
 	timeout --preserve-status -s INT 1 "$flashmla" bench --backend ref --b 8 --s-k 1024 --h-q 4 --layers 4 --seconds 60 \
 		>"$tmp/output" 2>&1
 	if [ $? = 130 ]; then pass; else fail 'Ctrl-C: exit code 130 is expected'; fi
+	expect 4 'cannot be written' bench --backend ref --svg "$tmp/none/x.svg" --b 1 --s-k 64 --h-q 1
 	expect 4 'GiB' bench --backend ref --b 64 --s-k 16000000 --page 65536 --h-q 1 --layers 4096 --seconds 0
 }
 
@@ -257,7 +284,7 @@ test_lying_files() {
 	refused f 'kv_cache'
 }
 
-for t in usage readme info traces plan check bench run lying_files; do
+for t in usage readme example info traces plan check bench run lying_files; do
 	"test_$t"
 done
 printf '%d passed, %d failed\n' "$passed" "$failed"
