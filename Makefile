@@ -51,6 +51,8 @@ LIB_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(LIB_SRC))
 SO       := $(BUILD)/libflash_mla.so
 SONAME   := libflash_mla.so.$(MAJOR)
 LIB      := $(BUILD)/libflash_mla.a
+INNER_LIB := $(BUILD)/obj/inner.a
+OBJCOPY  ?= objcopy
 
 # Pieces that the command, the tests and the GPU checks share: the case table, input data, comparison.
 SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.c)))
@@ -60,10 +62,11 @@ CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
 CLI_LIBS ?=
 CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
 
+FUZZERS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
 
-.PHONY: all lib cli examples demo check check-gpu bench bench-gpu lint format install mutants fuzz coverage help clean tests
+.PHONY: all lib cli examples demo check check-gpu bench bench-gpu lint format install mutants fuzz coverage help clean tests fuzzers
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -92,6 +95,7 @@ lib: $(SO) $(LIB) $(BUILD)/flash_mla.pc
 cli: $(CLI)
 examples: $(EXAMPLES)
 tests: $(TESTS) $(CLI) $(EXAMPLES) lib
+fuzzers: $(FUZZERS)
 
 $(BUILD)/obj/%.c.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -101,9 +105,17 @@ $(BUILD)/obj/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
 
-$(LIB): $(LIB_OBJ)
+# The public archive holds one object in which everything but the API is local, so that no inner name can clash with a
+# caller's; the tests link the inner one.
+$(INNER_LIB): $(LIB_OBJ)
 	@rm -f $@
 	$(AR) rcs $@ $^
+
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	$(LD) -r -o $(BUILD)/obj/flash_mla.o $^
+	$(OBJCOPY) --localize-hidden $(BUILD)/obj/flash_mla.o
+	$(AR) rcs $@ $(BUILD)/obj/flash_mla.o
 
 $(SO): $(LIB_OBJ) src/flash_mla.map
 	$(CC) -shared $(CFLAGS) $(LDFLAGS) -Wl,-soname,$(SONAME) -Wl,--version-script=src/flash_mla.map -Wl,-z,defs \
@@ -111,7 +123,9 @@ $(SO): $(LIB_OBJ) src/flash_mla.map
 	ln -sf $(notdir $(SO)).$(VERSION) $(BUILD)/$(SONAME)
 	ln -sf $(SONAME) $(SO)
 
-$(BUILD)/flash_mla.pc: include/flash_mla.h Makefile
+# Always written anew: PREFIX may have changed.
+.PHONY: $(BUILD)/flash_mla.pc
+$(BUILD)/flash_mla.pc:
 	@mkdir -p $(@D)
 	@printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' 'libdir=$(LIBDIR)' '' 'Name: flash_mla' \
 		'Description: multi-head latent attention decoding over a paged KV cache' 'Version: $(VERSION)' \
@@ -127,9 +141,14 @@ $(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
 # Counts allocations of the library's own code.
 $(BUILD)/tests/test_properties: LDFLAGS += $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
 
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.c.o $(SHARED_OBJ) $(LIB)
+$(BUILD)/tests/test_%: $(BUILD)/obj/tests/test_%.c.o $(SHARED_OBJ) $(INNER_LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Needs clang and -fsanitize=fuzzer-no-link in EXTRA_CFLAGS, see tests/fuzz.sh.
+$(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.c.o $(SHARED_OBJ) $(filter-out %/flashmla.c.o,$(CLI_OBJ)) $(INNER_LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(CLI_LIBS) $(LDLIBS)
 
 demo: cli
 	$(BUILD)/flashmla bench --backend cpu --workload azure-conv --b 32 --h-q 16,64,128 --verify --svg $(BUILD)/demo.svg

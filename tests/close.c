@@ -5,8 +5,8 @@
 #include <stdio.h>
 
 const struct limits limits_out = {.abs = 8e-4, .rel = 2.01 / 128, .cos = 5e-6};
-/* Where scores reach +-500, lse is a small difference of large numbers: fp32 sums of 576 products are then 2e-5 off, the
- * three-product fp16 of AMX (2^-20 of the terms) 4e-4.  An error of 5e-4 in lse is one of 5e-4 in every weight. */
+/* Where scores reach +-500, lse is a small difference of large numbers: fp32 sums of 576 products are then 2e-5 off,
+ * the three-product fp16 of AMX (2^-20 of the terms) 4e-4.  An error of 5e-4 in lse is one of 5e-4 in every weight. */
 const struct limits limits_lse = {.abs = 5e-4, .rel = 8.01 / 65536, .cos = 0};
 
 struct closeness close_values(const float *got, const float *want, int64_t n, struct limits limits)

@@ -25,7 +25,7 @@ static int amx_permitted(void)
 /* The compiler's run-time caches cpuid (a trap in virtual machines) and has checked XCR0. */
 static int has_avx2(void)
 {
-	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* every such processor has F16C */
 }
 
 static int has_avx512(void)
@@ -34,10 +34,23 @@ static int has_avx512(void)
 	       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+#if defined(__clang__) /* older ones do not know these two names */
+#include <cpuid.h>
+static int has_amx_tiles(void)
+{
+	unsigned a, b, c, d = 0;
+	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22) && (d & 1u << 24);
+}
+#else
+static int has_amx_tiles(void)
+{
+	return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+}
+#endif
+
 static int has_amx(void)
 {
-	return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
-	       __builtin_cpu_supports("amx-bf16");
+	return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_tiles();
 }
 
 const struct cpu_kernel *cpu_choose(enum cpu_variant cap, const char **reason)
