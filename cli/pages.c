@@ -53,7 +53,7 @@ static void shuffle_numbers(int32_t *table, int64_t entries, int32_t *numbers, i
 {
 	for (int64_t i = 0; i < count; i++)
 		numbers[i] = (int32_t)i;
-	shuffle(numbers, count, &seed);
+	shuffle(numbers, count, seed);
 	for (int64_t i = 0; i < entries; i++)
 		if (table[i] >= 0)
 			table[i] = numbers[table[i]];

@@ -2,8 +2,6 @@
 #include "step.h"
 
 #include "device.h"
-#include "value.h" /* of the library: 16-bit formats as inline functions, no part of its binary interface */
-#include "workload.h"
 
 #include "../tests/close.h"
 
@@ -19,30 +17,20 @@ enum { POOL = 1 << 16 }; /* normal random values, drawn from by 16 random bits: 
 
 static uint16_t *make_pool(struct fmla_dtype dtype, double deviation, uint64_t seed)
 {
-	static const struct fmla_dtype bf16 = FMLA_BF16;
 	uint16_t *pool = malloc(POOL * sizeof(*pool));
-	for (int i = 0; pool && i < POOL; i++) {
-		const double u = (double)(next_random(&seed) >> 11) * 0x1p-53, v = (double)(next_random(&seed) >> 11) * 0x1p-53;
-		const float normal = (float)(deviation * sqrt(-2 * log(1 - u)) * cos(6.283185307179586 * v));
-		pool[i] = dtype.code == bf16.code ? bf16_from_float(normal) : fp16_from_float(normal);
-	}
+	for (int i = 0; pool && i < POOL; i++)
+		value_set(dtype, pool, i, (float)(deviation * random_normal(seed, (uint64_t)i)));
 	return pool;
 }
 
-/* Fills `count` values; chunks have their own random numbers, so threads may share the work. */
+/* Fills `count` values; threads share the work. */
 static void fill(uint16_t *values, int64_t count, const uint16_t *pool, uint64_t seed)
 {
-	enum { CHUNK = 1 << 15 };
-	const int64_t chunks = (count + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(static)
-	for (int64_t c = 0; c < chunks; c++) {
-		const int64_t end = (c + 1) * CHUNK < count ? (c + 1) * CHUNK : count;
-		uint64_t state = seed * 0x2545f4914f6cdd1du + (uint64_t)c * 0x9e3779b9u, random = 0;
-		for (int64_t i = c * CHUNK; i < end; i++, random >>= 16) {
-			if (i % 4 == 0)
-				random = next_random(&state);
-			values[i] = pool[random & (POOL - 1)];
-		}
+	for (int64_t i = 0; i < count; i += 4) {
+		uint64_t random = random_bits(seed, (uint64_t)i);
+		for (int64_t j = i; j < i + 4 && j < count; j++, random >>= 16)
+			values[j] = pool[random & (POOL - 1)];
 	}
 }
 

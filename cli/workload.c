@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "workload.h"
 
-#include <math.h>
+#include "../tests/data.h"
+
 #include <string.h>
 
 /* Made by `flashmla info --trace FILE` from the files that `source` names. */
@@ -44,24 +45,15 @@ const struct workload *workload_find(const char *name)
 	return NULL;
 }
 
-/* splitmix64: one 64-bit state, good enough for lengths. */
-uint64_t next_random(uint64_t *state)
+static double random_uniform(uint64_t seed, uint64_t index) /* [0, 1) */
 {
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
+	return (double)(random_bits(seed, index) >> 11) * 0x1p-53;
 }
 
-static double next_uniform(uint64_t *state) /* [0, 1) */
-{
-	return (double)(next_random(state) >> 11) * 0x1p-53;
-}
-
-void shuffle(int32_t *values, int64_t count, uint64_t *state)
+void shuffle(int32_t *values, int64_t count, uint64_t seed)
 {
 	for (int64_t i = count - 1; i > 0; i--) {
-		const int64_t j = (int64_t)(next_random(state) % (uint64_t)(i + 1));
+		const int64_t j = (int64_t)(random_bits(seed, (uint64_t)i) % (uint64_t)(i + 1));
 		const int32_t swap = values[i];
 		values[i] = values[j];
 		values[j] = swap;
@@ -71,21 +63,18 @@ void shuffle(int32_t *values, int64_t count, uint64_t *state)
 void workload_lengths(const struct workload *w, int64_t b, uint64_t seed, int32_t *lengths)
 {
 	for (int64_t i = 0; i < b; i++) {
-		const double x = ((double)i + next_uniform(&seed)) / (double)b * (WORKLOAD_KNOTS - 1);
+		const double x = ((double)i + random_uniform(seed, (uint64_t)i)) / (double)b * (WORKLOAD_KNOTS - 1);
 		const int k = x < WORKLOAD_KNOTS - 1 ? (int)x : WORKLOAD_KNOTS - 2;
 		const double low = w->quantiles[k], high = w->quantiles[k + 1];
 		lengths[i] = (int32_t)(low + (high - low) * (x - k));
 	}
-	shuffle(lengths, b, &seed);
+	shuffle(lengths, b, ~seed);
 }
 
 void normal_lengths(int64_t s_k, int64_t b, uint64_t seed, int32_t *lengths)
 {
-	const double pi = 3.14159265358979323846;
 	for (int64_t i = 0; i < b; i++) {
-		const double radius = sqrt(-2 * log(1 - next_uniform(&seed)));
-		const double normal = radius * cos(2 * pi * next_uniform(&seed));
-		const double length = (double)s_k * (1 + normal / 2), most = 4 * (double)s_k;
+		const double length = (double)s_k * (1 + random_normal(seed, (uint64_t)i) / 2), most = 4 * (double)s_k;
 		lengths[i] = (int32_t)(length < 1 ? 1 : length > most ? most : length);
 	}
 }

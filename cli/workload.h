@@ -32,8 +32,6 @@ void workload_quantiles(const struct trace *t, int32_t quantiles[WORKLOAD_KNOTS]
 /* Lengths drawn from normal(s_k, s_k / 2), cut to [1, 4 s_k]: the variable batches of FlashMLA's own benchmark. */
 void normal_lengths(int64_t s_k, int64_t b, uint64_t seed, int32_t *lengths);
 
-/* splitmix64, the random numbers of the command, and a shuffle with them. */
-uint64_t next_random(uint64_t *state);
-void shuffle(int32_t *values, int64_t count, uint64_t *state);
+void shuffle(int32_t *values, int64_t count, uint64_t seed);
 
 #endif
