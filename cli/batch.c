@@ -199,10 +199,15 @@ void batches_close(struct batches *all)
 	trace_free(&all->trace);
 }
 
+static int64_t uniform_length(const struct batch_options *o)
+{
+	return o->s_k ? o->s_k : 4096;
+}
+
 static void next_lengths(const struct batch_options *o, struct batch *batch)
 {
 	const struct workload *w = o->workload ? workload_find(o->workload) : NULL;
-	const int64_t s_k = o->s_k ? o->s_k : 4096;
+	const int64_t s_k = uniform_length(o);
 	batch->varlen = w != NULL || o->varlen;
 	if (w) {
 		workload_lengths(w, batch->b, o->seed, batch->lengths);
@@ -250,6 +255,8 @@ int batches_next(struct batches *all, struct batch *batch)
 	if (!pages_assign(&batch->pages, batch->lengths, batch->b, o->shape.page, o->seed, shared ? &all->trace : NULL,
 	                  shared ? all->replay.slots : NULL))
 		return fail(EXIT_SYSTEM, "the page table of %lld requests needs too much memory", (long long)batch->b);
+	const bool asked = !replayed && (!o->workload || strcmp(o->workload, "uniform") == 0);
+	batch->s_k = asked ? uniform_length(o) : (batch->pages.kv_tokens + batch->b / 2) / batch->b;
 	all->next++;
 	return EXIT_OK;
 }

@@ -38,9 +38,9 @@ extern const struct argp batch_argp; /* a child parser; its input is a struct ba
 
 /* One decoding step of a server. */
 struct batch {
-	char name[64]; /* "azure-conv", "s_k 4096", "step 1200" */
-	int64_t b, longest;
-	int32_t *lengths; /* [b] */
+	char name[64];           /* "azure-conv", "s_k 4096", "step 1200" */
+	int64_t b, s_k, longest; /* s_k: cached tokens of a request as asked for, or on average */
+	int32_t *lengths;        /* [b] */
 	bool varlen;
 	struct pages pages;
 };

@@ -272,7 +272,9 @@ static void print_tail(const struct bench *b, const struct batches *all)
 	if (roof.gbs > 0)
 		printf("\nthis machine, measured in the same run: %s %.4g GB/s, %s %.3g TFLOP/s\n", roof_read_name(&b->info),
 		       roof.gbs, roof_compute_name(&b->info), roof.tflops);
-	printf("\ntokens    cached tokens that the batch attends to\n"
+	printf("\nb         requests decoded together, each with its own cached tokens\n"
+	       "h_q       query heads: DeepSeek-V3 has 128; 16 when 8 workers share them\n"
+	       "tokens    cached tokens that the batch attends to\n"
 	       "us/layer  time of one attention layer for the whole batch, in microseconds (median)\n"
 	       "GB/s      memory traffic: each cached token once, queries and results\n");
 	if (roof.gbs > 0)
@@ -350,7 +352,7 @@ static int bench_batch(struct bench *b, const struct layer_shape *shape, const s
 		row->shape = *shape;
 		row->varlen = batch->varlen;
 		row->b = batch->b;
-		row->s_k = batch->longest;
+		row->s_k = batch->s_k;
 		row->kv_tokens = batch->pages.kv_tokens;
 		row->layers = step.layers;
 		row->bytes = cost.bytes;

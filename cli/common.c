@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+volatile sig_atomic_t interrupted;
+
 /* ---- errors ---------------------------------------------------------------------------------------------------- */
 
 int fail(int code, const char *format, ...)

@@ -19,8 +19,6 @@ static const struct {
 };
 enum { NUM_COMMANDS = sizeof(commands) / sizeof(*commands) };
 
-volatile sig_atomic_t interrupted;
-
 static void on_interrupt(int signal_number)
 {
 	(void)signal_number;

@@ -5,7 +5,7 @@
 #     tests/cli.sh [BUILD] [--update]     --update rewrites tests/golden
 # No test here may pass because the command did not start: every line expects an exit code and a text.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 build=${1:-build} # holds flashmla and libflash_mla.so
 update=${2:-}
 flashmla=$build/flashmla
@@ -53,8 +53,8 @@ golden() {
 
 # little-endian u64
 u64() {
-	local v=$1 i
-	for i in 1 2 3 4 5 6 7 8; do
+	local v=$1
+	for _ in 1 2 3 4 5 6 7 8; do
 		printf "\\x$(printf %02x $((v & 255)))"
 		v=$((v >> 8))
 	done
