@@ -11,7 +11,7 @@ PY_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(PY_SRC))
 PY_FILES := $(shell find python/flash_mla -name '*.py' -o -name '*.pyi' -o -name py.typed)
 PY_STAGED := $(patsubst python/%,$(BUILD)/python/%,$(PY_FILES))
 
-.PHONY: python check-python bench-python
+.PHONY: python check-python check-python-gpu bench-python
 
 python: $(PY_EXT) $(PY_STAGED)
 
@@ -33,6 +33,10 @@ $(BUILD)/python/%: python/%
 
 check-python: python
 	@BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh
+
+# The same suite on the GPU, with graphs, streams and the client contracts; fails without one.
+check-python-gpu: python
+	@FLASH_MLA_TEST_GPU=1 BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh
 
 bench-python: python
 	@BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh bench

@@ -10,6 +10,11 @@ sys.path.insert(0, os.path.dirname(__file__))
 import flash_mla
 
 
+def pytest_configure(config):
+    if os.environ.get("FLASH_MLA_TEST_GPU") and not torch.cuda.is_available():
+        pytest.exit("FLASH_MLA_TEST_GPU is set, but PyTorch sees no GPU", returncode=1)
+
+
 def pytest_report_header(config):
     names = ", ".join(f"{b['name']} ({b['variant']})" for b in flash_mla.backends() if b["available"])
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "the CPU"

@@ -6,7 +6,8 @@
 # PyTorch comes from a virtual environment of this project, made once and kept outside of the checkout under
 # ${XDG_CACHE_HOME:-~/.cache}/flash-mla-c (about 5 GB: PyTorch's wheel brings its CUDA libraries).  Where it cannot be
 # made, an interpreter that already has torch and pytest serves; without either the tests are skipped loudly, or fail
-# when CI is set.  FLASH_MLA_TEST_PYTHON=/path/to/python uses that interpreter and makes nothing.
+# when CI is set.  FLASH_MLA_TEST_PYTHON=/path/to/python uses that interpreter and makes nothing.  FLASH_MLA_TEST_GPU=1
+# (make check-python-gpu) fails instead of falling back to the CPU.
 set -eu
 cd "$(dirname "$0")/../.."
 : "${BUILD:=$PWD/build}" "${PYTHON:=python3}"
@@ -26,7 +27,7 @@ environment() {
 			echo "check-python: making $venv (once; downloads about 3 GB)" >&2
 			rm -rf "$venv"
 			"$PYTHON" -m venv "$venv" &&
-				"$venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir -r "$requirements" >&2 &&
+				"$venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir --retries 2 --timeout 60 -r "$requirements" >&2 &&
 				touch "$venv/complete"
 		fi
 	) 9>"$cache/lock"
