@@ -41,9 +41,6 @@ enum {
 };
 
 static const struct argp_option options[] = {
-    {NULL, 0, NULL, 0, "Where:", 1},
-    {"backend", 'b', "NAME", 0, "cuda, cpu or ref; default: the best one that is available", 1},
-    {"threads", 't', "N", 0, "threads of a CPU backend; default: all", 1},
     {NULL, 0, NULL, 0, "Which requests:", 2},
     {"workload", 'w', "NAME", 0, "azure-conv, azure-code, mooncake (lengths as in these serving traces) or uniform", 2},
     {"trace", 'T', "FILE", 0, "replay a trace file (Azure CSV or Mooncake JSONL) as a server would batch it", 2},
@@ -87,12 +84,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	struct batch_options *o = state->input;
 	switch (key) {
-	case 'b':
-		o->backend = arg;
-		return 0;
-	case 't':
-		o->threads = (int)parse_integer(state, "--threads", arg, 0, 4096);
-		return 0;
 	case 'w':
 		if (strcmp(arg, "uniform") != 0 && !workload_find(arg))
 			argp_error(state, "there is no workload '%s'; azure-conv, azure-code, mooncake or uniform", arg);

@@ -19,8 +19,6 @@ struct layer_shape {
 enum { MAX_HEADS = 8 };
 
 struct batch_options {
-	const char *backend;
-	int threads;
 	int64_t b, s_k; /* 0: not given */
 	bool varlen;
 	struct layer_shape shape; /* h_q: of heads[0], or 0 when not given  */

@@ -25,6 +25,7 @@
 #include <string.h>
 
 struct options {
+	struct where where;
 	struct batch_options batch;
 	const char *svg;
 	int64_t layers;
@@ -425,7 +426,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	struct options *o = state->input;
 	switch (key) {
 	case ARGP_KEY_INIT:
-		state->child_inputs[0] = &o->batch;
+		state->child_inputs[0] = &o->where;
+		state->child_inputs[1] = &o->batch;
 		return 0;
 	case 'l':
 		o->layers = parse_integer(state, "--layers", arg, 0, 4096);
@@ -460,7 +462,7 @@ int cmd_bench(int argc, char **argv)
 	    {"svg", 'g', "FILE", 0, "draw the roofline", 4},
 	    {"json", 'j', NULL, 0, "one JSON object a line", 4},
 	    {0}};
-	static const struct argp_child children[] = {{&batch_argp, 0, NULL, 0}, {0}};
+	static const struct argp_child children[] = {{&where_argp, 0, "Where:", 1}, {&batch_argp, 0, NULL, 0}, {0}};
 	static const struct argp argp = {
 	    .options = argp_options,
 	    .parser = parse,
@@ -473,7 +475,7 @@ int cmd_bench(int argc, char **argv)
 
 	int code;
 	struct batches all = {0};
-	b.ctx = open_backend(o->backend, o->threads, &b.info, &code);
+	b.ctx = open_backend(b.o.where, &b.info, &code);
 	if (!b.ctx)
 		return code;
 	const bool given = o->workload || o->trace || o->b || o->s_k || o->varlen || o->num_heads;

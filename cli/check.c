@@ -19,8 +19,7 @@
 enum { MAX_GIVEN = 64 };
 
 struct options {
-	const char *backend;
-	int threads;
+	struct where where;
 	const char *given[MAX_GIVEN]; /* --case */
 	int num_given;
 	int64_t random, seed;
@@ -263,11 +262,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	struct options *o = state->input;
 	switch (key) {
-	case 'b':
-		o->backend = arg;
-		return 0;
-	case 't':
-		o->threads = (int)parse_integer(state, "--threads", arg, 0, 4096);
+	case ARGP_KEY_INIT:
+		state->child_inputs[0] = &o->where;
 		return 0;
 	case 'c':
 		if (o->num_given == MAX_GIVEN)
@@ -300,8 +296,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 int cmd_check(int argc, char **argv)
 {
 	static const struct argp_option argp_options[] = {
-	    {"backend", 'b', "NAME", 0, "cuda, cpu or ref; default: the best one that is available", 0},
-	    {"threads", 't', "N", 0, "threads of a CPU backend; default: all", 0},
 	    {"case", 'c', "STRING", 0, "only this case, e.g. 'b=3 s_q=2 h_q=128 s_k=4097'; may be repeated", 0},
 	    {"list", 'l', NULL, 0, "list the cases", 0},
 	    {"full", OPT_FULL, NULL, 0, "the large cases as well (always on a GPU)", 0},
@@ -309,8 +303,10 @@ int cmd_check(int argc, char **argv)
 	    {"seed", OPT_SEED, "N", 0, "first of the random cases; default 0", 0},
 	    {"verbose", 'v', NULL, 0, "name the cases that pass, too", 0},
 	    {0}};
+	static const struct argp_child children[] = {{&where_argp, 0, NULL, 0}, {0}};
 	static const struct argp argp = {.options = argp_options,
 	                                 .parser = parse,
+	                                 .children = children,
 	                                 .doc = "Compares a backend with the reference, case by case, with and without a "
 	                                        "plan.  A failure prints the command that runs it again; the last line is "
 	                                        "\"N passed, N failed\"."};
@@ -322,8 +318,8 @@ int cmd_check(int argc, char **argv)
 	}
 	int code;
 	struct fmla_backend_info ref_info;
-	k.ctx = open_backend(k.o.backend, k.o.threads, &k.info, &code);
-	k.ref = k.ctx ? open_backend("ref", k.o.threads, &ref_info, &code) : NULL;
+	k.ctx = open_backend(k.o.where, &k.info, &code);
+	k.ref = k.ctx ? open_backend((struct where){"ref", k.o.where.threads}, &ref_info, &code) : NULL;
 	if (k.ref)
 		code = run_all(&k);
 	fmla_ctx_destroy(k.ref);

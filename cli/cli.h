@@ -42,9 +42,15 @@ int fail_status(fmla_ctx *ctx, fmla_status status, const char *doing);
 int64_t parse_integer(struct argp_state *state, const char *option, const char *text, int64_t least, int64_t most);
 double parse_real(struct argp_state *state, const char *option, const char *text, double least, double most);
 
-/* A context on `backend` (NULL: the best CPU or GPU backend that is available) and what it is.  On failure reports,
- * sets *code and returns NULL. */
-fmla_ctx *open_backend(const char *backend, int threads, struct fmla_backend_info *info, int *code);
+/* --backend and --threads, a child parser of every command that computes. */
+struct where {
+	const char *backend; /* NULL: the best backend that is available */
+	int threads;         /* 0: all                                   */
+};
+extern const struct argp where_argp; /* its input is a struct where */
+
+/* A context there, and what it is.  On failure reports, sets *code and returns NULL. */
+fmla_ctx *open_backend(struct where where, struct fmla_backend_info *info, int *code);
 
 /* Finds out before the work whether its result can be written: creates `path` when it is not there.  NULL is fine. */
 bool can_write(const char *path);

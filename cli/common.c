@@ -72,10 +72,33 @@ double parse_real(struct argp_state *state, const char *option, const char *text
 
 /* ---- backends -------------------------------------------------------------------------------------------------- */
 
-fmla_ctx *open_backend(const char *backend, int threads, struct fmla_backend_info *info, int *code)
+static const struct argp_option where_options[] = {
+    {"backend", 'B', "NAME", 0, "cuda, cpu or ref; default: the best one that is available", 0},
+    {"threads", 't', "N", 0, "threads of a CPU backend; default: all", 0},
+    {0}};
+
+static error_t parse_where(int key, char *arg, struct argp_state *state)
 {
+	struct where *w = state->input;
+	switch (key) {
+	case 'B': /* not b: --b is the size of a batch */
+		w->backend = arg;
+		return 0;
+	case 't':
+		w->threads = (int)parse_integer(state, "--threads", arg, 0, 4096);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+const struct argp where_argp = {.options = where_options, .parser = parse_where};
+
+fmla_ctx *open_backend(struct where where, struct fmla_backend_info *info, int *code)
+{
+	const char *const backend = where.backend;
 	const struct fmla_ctx_options options = {
-	    .struct_size = sizeof(options), .backend = backend, .num_threads = threads};
+	    .struct_size = sizeof(options), .backend = backend, .num_threads = where.threads};
 	fmla_ctx *ctx = NULL;
 	const fmla_status status = fmla_ctx_create(&ctx, &options);
 	if (status != FMLA_OK) {

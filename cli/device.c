@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "flash_mla.h"
-
 #ifdef FMLA_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -33,32 +31,29 @@ void device_free(int type, void *data)
 #endif
 }
 
-bool device_upload(int type, void *device, const void *host, size_t bytes)
+static bool copy(int type, void *to, const void *from, size_t bytes, bool upload)
 {
+	(void)upload; /* CUDA finds the direction out by itself, but checks what it is told */
 	if (type == FMLA_DEVICE_CPU) {
-		if (device != host)
-			memcpy(device, host, bytes);
+		if (to != from)
+			memcpy(to, from, bytes);
 		return true;
 	}
 #ifdef FMLA_WITH_CUDA
-	return cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice) == cudaSuccess;
+	return cudaMemcpy(to, from, bytes, upload ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost) == cudaSuccess;
 #else
 	return false;
 #endif
 }
 
+bool device_upload(int type, void *device, const void *host, size_t bytes)
+{
+	return copy(type, device, host, bytes, true);
+}
+
 bool device_download(int type, void *host, const void *device, size_t bytes)
 {
-	if (type == FMLA_DEVICE_CPU) {
-		if (device != host)
-			memcpy(host, device, bytes);
-		return true;
-	}
-#ifdef FMLA_WITH_CUDA
-	return cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost) == cudaSuccess;
-#else
-	return false;
-#endif
+	return copy(type, host, device, bytes, false);
 }
 
 bool device_sync(int type)
@@ -68,6 +63,14 @@ bool device_sync(int type)
 		return cudaDeviceSynchronize() == cudaSuccess;
 #endif
 	return type == FMLA_DEVICE_CPU;
+}
+
+size_t tensor_bytes(const struct fmla_tensor *tensor)
+{
+	size_t bytes = tensor->dtype.bits / 8u;
+	for (int i = 0; i < tensor->ndim; i++)
+		bytes *= (size_t)tensor->shape[i];
+	return bytes;
 }
 
 const char *device_error(int type)

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "flash_mla.h"
+
 enum { DEVICE_ALIGNMENT = 256 };
 
 /* `type` is an enum fmla_device_type.  NULL: no such device in this build, or no memory; device_error() says which. */
@@ -19,6 +21,8 @@ void device_free(int type, void *data);
 bool device_upload(int type, void *device, const void *host, size_t bytes);
 bool device_download(int type, void *host, const void *device, size_t bytes);
 bool device_sync(int type); /* false: a kernel failed */
+
+size_t tensor_bytes(const struct fmla_tensor *tensor); /* of a dense tensor */
 
 const char *device_error(int type); /* a sentence about the last failure */
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 struct options {
+	struct where where;
 	struct batch_options batch;
 	const char *svg;
 	int json;
@@ -175,7 +176,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	struct options *o = state->input;
 	switch (key) {
 	case ARGP_KEY_INIT:
-		state->child_inputs[0] = &o->batch;
+		state->child_inputs[0] = &o->where;
+		state->child_inputs[1] = &o->batch;
 		return 0;
 	case 'g':
 		o->svg = arg;
@@ -198,7 +200,7 @@ int cmd_plan(int argc, char **argv)
 	    {"svg", 'g', "FILE", 0, "draw the plan as a Gantt chart", 4},
 	    {"json", 'j', NULL, 0, "one JSON object per piece of work and line", 4},
 	    {0}};
-	static const struct argp_child children[] = {{&batch_argp, 0, NULL, 0}, {0}};
+	static const struct argp_child children[] = {{&where_argp, 0, "Where:", 1}, {&batch_argp, 0, NULL, 0}, {0}};
 	static const struct argp argp = {.options = argp_options,
 	                                 .parser = parse,
 	                                 .children = children,
@@ -217,7 +219,7 @@ int cmd_plan(int argc, char **argv)
 	struct batches all;
 	struct batch batch = {0};
 	int code;
-	fmla_ctx *ctx = open_backend(o.batch.backend, o.batch.threads, &info, &code);
+	fmla_ctx *ctx = open_backend(o.where, &info, &code);
 	if (!ctx)
 		return code;
 	code = batches_open(&all, &o.batch);

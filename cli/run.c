@@ -11,8 +11,9 @@
 #include <string.h>
 
 struct options {
-	const char *in, *out, *backend;
-	int threads, causal;
+	struct where where;
+	const char *in, *out;
+	int causal;
 	double scale; /* NAN: 1 / sqrt(d_qk) */
 	int64_t window;
 	bool neg_inf, check_pages;
@@ -38,14 +39,6 @@ static const struct {
 	struct fmla_dtype dtype;
 } dtypes[] = {{"BF16", FMLA_BF16}, {"F16", FMLA_FP16}, {"F32", FMLA_FP32}, {"I32", FMLA_INT32}, {"I64", FMLA_INT64}};
 enum { NUM_DTYPES = sizeof(dtypes) / sizeof(*dtypes) };
-
-static size_t bytes_of(const struct fmla_tensor *t)
-{
-	size_t bytes = t->dtype.bits / 8u;
-	for (int i = 0; i < t->ndim; i++)
-		bytes *= (size_t)t->shape[i];
-	return bytes;
-}
 
 /* Fills dl[which] from the file's header; data stays NULL. */
 static int describe_input(struct problem_file *f, const char *path, int which)
@@ -89,7 +82,7 @@ static int describe_outputs(struct problem_file *f, const char *path, int64_t d_
 static int load_inputs(struct problem_file *f, const char *path)
 {
 	for (int i = 0; i < NUM_INPUTS; i++) {
-		const size_t bytes = f->source[i] ? bytes_of(&f->dl[i]) : 0;
+		const size_t bytes = f->source[i] ? tensor_bytes(&f->dl[i]) : 0;
 		if (!f->source[i])
 			continue;
 		progress("reading", i, NUM_INPUTS);
@@ -115,7 +108,7 @@ static int decode(struct problem_file *f, fmla_ctx *ctx, double *seconds)
 {
 	struct fmla_decode_args *a = &f->args;
 	for (int i = OUT; i <= LSE; i++)
-		if (!(f->dl[i].data = device_alloc(f->device, bytes_of(&f->dl[i]))))
+		if (!(f->dl[i].data = device_alloc(f->device, tensor_bytes(&f->dl[i]))))
 			return fail(EXIT_SYSTEM, "%s: %s", names[i], device_error(f->device));
 	if (!(a->workspace = device_alloc(f->device, a->workspace_size)))
 		return fail(EXIT_SYSTEM, "workspace: %s", device_error(f->device));
@@ -143,8 +136,8 @@ static int save_outputs(struct problem_file *f, const char *path, const char *ba
 		const struct fmla_tensor *t = &f->dl[OUT + i];
 		tensors[i].ndim = t->ndim;
 		memcpy(tensors[i].shape, t->shape, sizeof(tensors[i].shape));
-		data[i] = device_alloc(FMLA_DEVICE_CPU, bytes_of(t));
-		ok = data[i] && device_download(f->device, data[i], t->data, bytes_of(t));
+		data[i] = device_alloc(FMLA_DEVICE_CPU, tensor_bytes(t));
+		ok = data[i] && device_download(f->device, data[i], t->data, tensor_bytes(t));
 	}
 	ok = ok && st_write(path, tensors, data, 2, metadata, error, sizeof(error));
 	device_free(FMLA_DEVICE_CPU, data[0]);
@@ -193,7 +186,7 @@ static int run(struct problem_file *f, fmla_ctx *ctx, const struct options *o, c
 		code = save_outputs(f, o->out, backend);
 	if (code == EXIT_OK && !interrupted)
 		printf("%s: out and lse of %lld query rows, decoded by %s in %.3f ms, softmax scale %.6g\n", o->out,
-		       (long long)(bytes_of(&f->dl[LSE]) / 4), backend, seconds * 1000, f->args.softmax_scale);
+		       (long long)(tensor_bytes(&f->dl[LSE]) / 4), backend, seconds * 1000, f->args.softmax_scale);
 	return code;
 }
 
@@ -204,11 +197,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'o':
 		o->out = arg;
 		return 0;
-	case 'b':
-		o->backend = arg;
-		return 0;
-	case 't':
-		o->threads = (int)parse_integer(state, "--threads", arg, 0, 4096);
+	case ARGP_KEY_INIT:
+		state->child_inputs[0] = &o->where;
 		return 0;
 	case 'c':
 		o->causal = 1;
@@ -243,17 +233,17 @@ int cmd_run(int argc, char **argv)
 {
 	static const struct argp_option argp_options[] = {
 	    {"output", 'o', "FILE", 0, "write out and lse to this .safetensors file", 0},
-	    {"backend", 'b', "NAME", 0, "cuda, cpu or ref; default: the best one that is available", 0},
-	    {"threads", 't', "N", 0, "threads of a CPU backend; default: all", 0},
 	    {"causal", 'c', NULL, 0, "query token s of s_q sees keys up to length - s_q + s", 0},
 	    {"softmax-scale", 's', "X", 0, "default 1/sqrt(d_qk), as flash_mla_with_kvcache; models give their own", 0},
 	    {"window", 'w', "N", 0, "sliding window of N keys; default: all", 0},
 	    {"neg-inf", 'n', NULL, 0, "lse of empty rows is -inf instead of +inf", 0},
 	    {"check-pages", 'p', NULL, 0, "look for page indices out of range first (GPU)", 0},
 	    {0}};
+	static const struct argp_child children[] = {{&where_argp, 0, NULL, 0}, {0}};
 	static const struct argp argp = {
 	    .options = argp_options,
 	    .parser = parse,
+	    .children = children,
 	    .args_doc = "IN.safetensors -o OUT.safetensors",
 	    .doc =
 	        "Decodes tensors from a file: q [b, s_q, h_q, d_qk], kv_cache [num_pages, page, h_kv, d_qk] (bf16 or "
@@ -264,7 +254,7 @@ int cmd_run(int argc, char **argv)
 
 	struct fmla_backend_info info;
 	int code;
-	fmla_ctx *ctx = open_backend(o.backend, o.threads, &info, &code);
+	fmla_ctx *ctx = open_backend(o.where, &info, &code);
 	if (!ctx)
 		return code;
 	struct problem_file f = {.device = info.device_type};

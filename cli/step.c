@@ -45,14 +45,6 @@ static bool fill_device(const struct step *s, void *data, size_t bytes, void *st
 
 /* ---- tensors --------------------------------------------------------------------------------------------------- */
 
-static size_t bytes_of(const struct fmla_tensor *t)
-{
-	size_t bytes = t->dtype.bits / 8u;
-	for (int i = 0; i < t->ndim; i++)
-		bytes *= (size_t)t->shape[i];
-	return bytes;
-}
-
 static void describe(const struct step *s, struct step_tensor *t, struct fmla_dtype dtype, int ndim,
                      const int64_t *shape)
 {
@@ -63,7 +55,7 @@ static void describe(const struct step *s, struct step_tensor *t, struct fmla_dt
 /* Device memory for a tensor, holding `host` if that is given. */
 static bool place(const struct step *s, struct step_tensor *t, const void *host)
 {
-	const size_t bytes = bytes_of(&t->dl);
+	const size_t bytes = tensor_bytes(&t->dl);
 	t->dl.data = device_alloc(s->device, bytes);
 	return t->dl.data && (!host || device_upload(s->device, t->dl.data, host, bytes));
 }
@@ -100,7 +92,7 @@ static int no_memory(const struct step *s, const char *what, double bytes)
 
 static int create_kv(struct step *s, uint64_t seed)
 {
-	const size_t q_bytes = bytes_of(&s->q.dl), staging_bytes = s->layer_bytes > q_bytes ? s->layer_bytes : q_bytes;
+	const size_t q_bytes = tensor_bytes(&s->q.dl), staging_bytes = s->layer_bytes > q_bytes ? s->layer_bytes : q_bytes;
 	const bool staged = s->device != FMLA_DEVICE_CPU;
 	/* The deviations of the tests, which their tolerances go with; scores of deviation 1. */
 	uint16_t *pool = make_pool(s->shape.dtype, 0.1, seed), *q_pool = make_pool(s->shape.dtype, 10, seed);
@@ -144,7 +136,7 @@ int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_sh
 	describe(s, &s->plan_splits, int32, 1, &splits);
 	if (!place(s, &s->block_table, batch->pages.table) || !place(s, &s->cache_seqlens, batch->lengths) ||
 	    !place(s, &s->plan_parts, NULL) || !place(s, &s->plan_splits, NULL))
-		return no_memory(s, "the plan", (double)bytes_of(&s->block_table.dl));
+		return no_memory(s, "the plan", (double)tensor_bytes(&s->block_table.dl));
 	s->args.plan_parts = &s->plan_parts.dl;
 	s->args.plan_splits = &s->plan_splits.dl;
 	if (!with_kv)
@@ -153,13 +145,13 @@ int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_sh
 	const double layer_size = (double)batch->pages.num_pages * (double)(shape->page * shape->h_kv * shape->d_qk * 2);
 	if (layer_size * (double)(layers ? layers : 1) > 0x1p60)
 		return fail(EXIT_SYSTEM, "the KV cache of %.3g GiB is more than any memory", layer_size / 0x1p30);
-	s->layer_bytes = bytes_of(&s->kv_cache.dl);
+	s->layer_bytes = tensor_bytes(&s->kv_cache.dl);
 	s->layers = layers ? layers : (AUTO_KV_BYTES + (int64_t)s->layer_bytes - 1) / (int64_t)s->layer_bytes;
 	if (!layers && s->layers > MAX_AUTO_LAYERS)
 		s->layers = MAX_AUTO_LAYERS;
 	s->args.workspace = device_alloc(s->device, s->args.workspace_size);
 	if (!s->args.workspace || !place(s, &s->q, NULL) || !place(s, &s->out, NULL) || !place(s, &s->lse, NULL))
-		return no_memory(s, "q, out and workspace", (double)(bytes_of(&s->q.dl) * 2 + s->args.workspace_size));
+		return no_memory(s, "q, out and workspace", (double)(tensor_bytes(&s->q.dl) * 2 + s->args.workspace_size));
 	return create_kv(s, seed);
 }
 
@@ -215,10 +207,10 @@ static bool view_open(const struct step *s, struct host_view *v)
 		const void *device;
 		size_t bytes;
 		void *host;
-	} parts[] = {{s->q.dl.data, bytes_of(&s->q.dl), NULL},
+	} parts[] = {{s->q.dl.data, tensor_bytes(&s->q.dl), NULL},
 	             {s->kv, s->layer_bytes, NULL},
-	             {s->out.dl.data, bytes_of(&s->out.dl), NULL},
-	             {s->lse.dl.data, bytes_of(&s->lse.dl), NULL}};
+	             {s->out.dl.data, tensor_bytes(&s->out.dl), NULL},
+	             {s->lse.dl.data, tensor_bytes(&s->lse.dl), NULL}};
 	bool ok = true;
 	v->owned = s->device != FMLA_DEVICE_CPU;
 	for (int i = 0; i < 4; i++) {
@@ -307,7 +299,7 @@ int step_verify(struct step *s, int64_t *wrong, double *worst)
 	                            malloc(rows * D_V * sizeof(float)), malloc(rows * D_V * sizeof(float))};
 	struct fmla_backend_info info;
 	int code = EXIT_OK;
-	fmla_ctx *ref = open_backend("ref", 0, &info, &code);
+	fmla_ctx *ref = open_backend((struct where){"ref", 0}, &info, &code);
 	*wrong = 0;
 	*worst = 0;
 	if (ref) {
