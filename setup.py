@@ -27,7 +27,9 @@ def main(arguments):
             pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--force-reinstall"]
             return subprocess.call([*pip, *options, wheel])
     else:
-        print("usage: python setup.py install [options of pip install]\n       python setup.py bdist_wheel [--dist-dir DIR]")
+        print(
+            "usage: python setup.py install [options of pip install]\n       python setup.py bdist_wheel [--dist-dir DIR]"
+        )
         return 0 if command in ("--help", "-h") else 2
     return 0
 

@@ -25,7 +25,9 @@ from reference import check, make_batch
 
 def correctness(device, quick):
     lengths = [0, 1, 63, 64, 65, 200, 517] if device.type == "cpu" else [0, 1, 63, 64, 65, 517, 4097, 9000]
-    heads = [(16, 1), (128, 1)] if quick else [(1, 1), (3, 1), (4, 1), (9, 1), (16, 1), (63, 1), (128, 1), (16, 2), (6, 3)]
+    heads = (
+        [(16, 1), (128, 1)] if quick else [(1, 1), (3, 1), (4, 1), (9, 1), (16, 1), (63, 1), (128, 1), (16, 2), (6, 3)]
+    )
     cases = itertools.product((torch.bfloat16, torch.float16), heads, (1, 2) if quick else (1, 2, 4), (False, True))
     passed, failed = 0, 0
     for number, (dtype, (h_q, h_kv), s_q, causal) in enumerate(cases):
@@ -79,7 +81,12 @@ def time_on_cpu(calls):
 def performance(device, quick):
     gpu = device.type == "cuda"
     if gpu:
-        cases = [(b, s_k, h_q, s_q) for h_q in (16, 128) for s_q in (1, 2) for b, s_k in ((1, 8192), (128, 1024), (128, 4096))]
+        cases = [
+            (b, s_k, h_q, s_q)
+            for h_q in (16, 128)
+            for s_q in (1, 2)
+            for b, s_k in ((1, 8192), (128, 1024), (128, 4096))
+        ]
     else:
         cases = [(1, 512, 16, 1), (4, 256, 16, 1)] if quick else [(1, 4096, 16, 1), (8, 1024, 16, 1), (1, 4096, 128, 1)]
     print(f"{'b':>4} {'s_k':>6} {'h_q':>4} {'s_q':>4} {'us':>10} {'GB/s':>8} {'TFLOP/s':>8}")

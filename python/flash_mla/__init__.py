@@ -6,8 +6,8 @@ Two interfaces to one library:
     get_mla_metadata, flash_mla_with_kvcache, ...         what clients of FlashMLA call, see flash_mla_interface
 """
 
+from . import _frameworks
 from ._C import version as __version__
-from ._frameworks import torch as _torch
 from .api import Plan, backends, decode, kv_append, merge, plan, plan_parts
 from .flash_mla_interface import (
     FlashMLASchedMeta,
@@ -19,7 +19,7 @@ from .flash_mla_interface import (
     get_mla_metadata,
 )
 
-if _torch is not None:
+if _frameworks.torch is not None:
     from . import torch_ops as _torch_ops  # registers torch.ops.flash_mla.*
 
 __all__ = [

@@ -7,12 +7,14 @@ a recent PyTorch.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+torch: Any = None
 try:
-    import torch
+    torch = importlib.import_module("torch")
 except ImportError:
-    torch = None
+    pass
 
 CUDA = 2  # DLDeviceType
 
@@ -31,7 +33,7 @@ def _family(x: Any) -> str:
 
 
 def dtype_name(x: Any) -> str:
-    """"bfloat16", "int32", ...: the name shared by all frameworks."""
+    """ "bfloat16", "int32", ...: the name shared by all frameworks."""
     return str(x.dtype).rpartition(".")[2]
 
 
@@ -101,7 +103,9 @@ def current_stream(x: Any, device_id: int) -> int:
         import cupy
 
         return cupy.cuda.get_current_stream(device_id).ptr
-    return 0
+    if _family(x) in ("jax", "jaxlib"):
+        raise TypeError("JAX arrays on a GPU are not taken: JAX has no current stream to queue the work on")
+    return 0  # the default stream
 
 
 def is_capturing(x: Any) -> bool:
@@ -116,4 +120,6 @@ def is_capturing(x: Any) -> bool:
 
 def workspace(like: Any, nbytes: int) -> Any:
     """Device scratch memory from the framework's allocator, on the current stream."""
+    if torch is not None and not is_torch(like) and _family(like) != "cupy":
+        return torch.empty(nbytes, dtype=torch.uint8, device=torch.device("cuda", device_of(like)[1]))
     return empty(like, (nbytes,), "uint8")

@@ -13,16 +13,20 @@ import math
 from typing import Any, NamedTuple, Optional
 
 from . import _C, _frameworks
-from ._frameworks import torch
+
+torch = _frameworks.torch
 
 HEAD_DIM_V = 512
 _DTYPE_CODES = {"bfloat16": 4, "float16": 2}  # DLDataTypeCode
 
 if torch is not None:
     _Tensor, _empty, _f32 = torch.Tensor, torch.empty, torch.float32
-    _compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None) or torch._dynamo.is_compiling
+    _compiling = (
+        getattr(getattr(torch, "compiler", None), "is_compiling", None)  # PyTorch >= 2.3
+        or getattr(torch._utils, "is_compiling", None)
+        or (lambda: False)  # PyTorch 2.0: a compiled function breaks its graph at these calls
+    )
     _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-    _several_gpus = torch.cuda.is_available() and torch.cuda.device_count() > 1
 else:
     _Tensor = ()
 
@@ -42,7 +46,7 @@ def _traced(x: Any) -> bool:
 
 
 def _other_gpu(x: Any) -> bool:
-    return _several_gpus and x.is_cuda and x.device.index != torch.cuda.current_device()
+    return x.is_cuda and x.get_device() != torch._C._cuda_getDevice()  # the cheap forms: this is the hot path
 
 
 def _flags(empty_lse: float, batch_invariant: bool = False, check_pages: bool = False) -> int:
@@ -120,9 +124,10 @@ def decode(
 
 
 def _decode(
-    q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
-    softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
-):  # fmt: skip
+    q: Any, kv_cache: Any, block_table: Any, cache_seqlens: Any, cu_seqlens_q: Any, attn_sink: Any, parts: Any,
+    splits: Any, out: Any, lse: Any, softmax_scale: Optional[float], causal: bool, window: int, max_seqlen_q: int,
+    head_dim_v: int, flags: int,
+) -> tuple[Any, Any]:  # fmt: skip
     """The hot path behind `decode` and the compatible calls."""
     native = isinstance(q, _Tensor)
     if not native and not _frameworks.is_tensor(q):
@@ -170,7 +175,7 @@ def _decode(
     return _frameworks.finish(q, out), _frameworks.finish(q, lse)
 
 
-def _outputs(q, out, lse, b, s_q, h_q, head_dim_v):
+def _outputs(q: Any, out: Any, lse: Any, b: Optional[int], s_q: int, h_q: int, head_dim_v: int) -> tuple[Any, Any]:
     if out is None:
         out = _frameworks.empty(q, (s_q, h_q, head_dim_v) if b is None else (b, s_q, h_q, head_dim_v))
     if lse is None:
@@ -238,8 +243,9 @@ def plan(
 
 
 def _plan_eager(
-    cache_seqlens, cu_seqlens_q, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags, parts=None, splits=None
-):
+    cache_seqlens: Any, cu_seqlens_q: Any, total_q: int, s_q: int, h_q: int, h_kv: int, head_dim: int, dtype: str,
+    window: int, flags: int, parts: Any, splits: Any,
+) -> Plan:  # fmt: skip
     code = _DTYPE_CODES[dtype]
     if parts is None:
         rows = _C.plan_parts(*_frameworks.device_of(cache_seqlens), s_q, h_q, h_kv, head_dim, code, window, flags)

@@ -14,11 +14,20 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from . import _frameworks, api
 from .metadata import FlashMLASchedMeta, plan_tensors
 
+__all__ = [
+    "FlashMLASchedMeta",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_mla_sparse_fwd",
+    "flash_mla_with_kvcache",
+    "get_mla_metadata",
+]
 _inf = math.inf
 
 
@@ -59,9 +68,7 @@ def get_mla_metadata(
     if rows is None:
         raise TypeError("num_q_tokens_per_head_k is missing; with cache_seqlens it must be s_q * h_q / num_heads_k")
     if rows < 1 or num_heads_k < 1:
-        raise ValueError(
-            f"num_q_tokens_per_head_k is {rows} and num_heads_k is {num_heads_k}; both must be at least 1"
-        )
+        raise ValueError(f"num_q_tokens_per_head_k is {rows} and num_heads_k is {num_heads_k}; both must be at least 1")
     parts, splits = api.plan(cache_seqlens, h_q=rows * num_heads_k, h_kv=num_heads_k)
     return (parts if mode == "tensor" else FlashMLASchedMeta._planned(parts, splits)), splits
 
@@ -189,7 +196,7 @@ def flash_mla_sparse_fwd(
     raise NotImplementedError("flash_mla_sparse_fwd: sparse prefill is not built yet, only dense paged decoding is")
 
 
-def _no_prefill(name: str) -> None:
+def _no_prefill(name: str) -> NoReturn:
     raise NotImplementedError(f"{name}: dense prefill (multi-head attention) is not built yet, only decoding is")
 
 

@@ -42,57 +42,108 @@ def _on_device(x: Any) -> Any:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _decode(q, kv, table, lens, cu_q, sink, parts, splits, *scalars):
+def _decode(
+    q: Any, kv: Any, table: Any, lens: Any, cu_q: Any, sink: Any, parts: Any, splits: Any, *scalars: Any
+) -> Any:
     out, lse = _decode_shapes(q, kv, table, lens, cu_q, sink, parts, splits, *scalars)
     _decode_out(q, kv, table, lens, cu_q, sink, parts, splits, out, lse, *scalars)
     return out, lse
 
 
-def _decode_shapes(q, kv, table, lens, cu_q, sink, parts, splits, scale, causal, window, max_q, head_dim_v, flags):
+def _decode_shapes(
+    q: Any,
+    kv: Any,
+    table: Any,
+    lens: Any,
+    cu_q: Any,
+    sink: Any,
+    parts: Any,
+    splits: Any,
+    scale: Any,
+    causal: Any,
+    window: Any,
+    max_q: Any,
+    head_dim_v: Any,
+    flags: Any,
+) -> Any:
     *batch, s_q, h_q, _ = q.shape
     return q.new_empty((*batch, s_q, h_q, head_dim_v)), q.new_empty((*batch, h_q, s_q), dtype=torch.float32)
 
 
-def _decode_out(q, kv, table, lens, cu_q, sink, parts, splits, out, lse, *scalars):
+def _decode_out(
+    q: Any,
+    kv: Any,
+    table: Any,
+    lens: Any,
+    cu_q: Any,
+    sink: Any,
+    parts: Any,
+    splits: Any,
+    out: Any,
+    lse: Any,
+    *scalars: Any,
+) -> Any:
     with _on_device(q):
         _C.decode(q, kv, table, lens, cu_q, sink, parts, splits, out, lse, *scalars)
 
 
-def _plan(lens, cu_q, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags):
+def _plan(
+    lens: Any,
+    cu_q: Any,
+    total_q: Any,
+    s_q: Any,
+    h_q: Any,
+    h_kv: Any,
+    head_dim: Any,
+    dtype: Any,
+    window: Any,
+    flags: Any,
+) -> Any:
     parts, splits = _plan_shapes(lens, cu_q, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags)
     with _on_device(lens):
         _C.plan(lens, cu_q, parts, splits, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags)
     return parts, splits
 
 
-def _plan_shapes(lens, cu_q, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags):
+def _plan_shapes(
+    lens: Any,
+    cu_q: Any,
+    total_q: Any,
+    s_q: Any,
+    h_q: Any,
+    h_kv: Any,
+    head_dim: Any,
+    dtype: Any,
+    window: Any,
+    flags: Any,
+) -> Any:
     device = (2, lens.device.index or 0) if lens.device.type == "cuda" else (1, 0)
     rows = _C.plan_parts(*device, s_q, h_q, h_kv, head_dim, dtype, window, flags)
     return lens.new_empty((rows, 8), dtype=torch.int32), lens.new_empty((lens.shape[0] + 1,), dtype=torch.int32)
 
 
-def _merge(partial_out, partial_lse, sink, flags):
+def _merge(partial_out: Any, partial_lse: Any, sink: Any, flags: Any) -> Any:
     out, lse = _merge_shapes(partial_out, partial_lse, sink, flags)
     _merge_out(partial_out, partial_lse, sink, out, lse, flags)
     return out, lse
 
 
-def _merge_shapes(partial_out, partial_lse, sink, flags):
+def _merge_shapes(partial_out: Any, partial_lse: Any, sink: Any, flags: Any) -> Any:
     _, b, s_q, h_q, d_v = partial_out.shape
     return partial_out.new_empty((b, s_q, h_q, d_v)), partial_out.new_empty((b, h_q, s_q), dtype=torch.float32)
 
 
-def _merge_out(partial_out, partial_lse, sink, out, lse, flags):
+def _merge_out(partial_out: Any, partial_lse: Any, sink: Any, out: Any, lse: Any, flags: Any) -> Any:
     with _on_device(partial_out):
         _C.merge(partial_out, partial_lse, sink, out, lse, flags)
 
 
-def _kv_append(kv_latent, k_rope, slot_mapping, kv_cache):
+def _kv_append(kv_latent: Any, k_rope: Any, slot_mapping: Any, kv_cache: Any) -> Any:
     with _on_device(kv_cache):
         _C.kv_append(kv_latent, k_rope, slot_mapping, kv_cache)
 
 
-def _nothing(*args):
+def _nothing(*args: Any) -> Any:
     return None
 
 

@@ -18,7 +18,9 @@ def pytest_configure(config):
 def pytest_report_header(config):
     names = ", ".join(f"{b['name']} ({b['variant']})" for b in flash_mla.backends() if b["available"])
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "the CPU"
-    return f"flash_mla {flash_mla.__version__} from {os.path.dirname(flash_mla.__file__)} on {device}; backends: {names}"
+    return (
+        f"flash_mla {flash_mla.__version__} from {os.path.dirname(flash_mla.__file__)} on {device}; backends: {names}"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,7 @@ def test_plan_into_static_buffers(s_q, device):
     out = torch.zeros(3, s_q, HEADS, 512, dtype=torch.bfloat16, device=device)
 
     def step():
-        plan = flash_mla.plan(
-            batch.cache_seqlens, h_q=HEADS, s_q=s_q, h_kv=1, parts=meta_out, splits=splits_out[:4]
-        )
+        plan = flash_mla.plan(batch.cache_seqlens, h_q=HEADS, s_q=s_q, h_kv=1, parts=meta_out, splits=splits_out[:4])
         assert plan.parts.data_ptr() == meta_out.data_ptr() and plan.splits.data_ptr() == splits_out.data_ptr()
         flash_mla.decode(
             batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, softmax_scale=batch.scale, causal=True,

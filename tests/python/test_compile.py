@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """PyTorch's own tools: torch.library.opcheck, torch.compile, export, CUDA graphs."""
 
+import importlib.util
 import shutil
 
 import flash_mla
@@ -8,7 +9,8 @@ import pytest
 import torch
 from reference import Captured, check, make_batch
 
-BACKENDS = ["aot_eager"] + (["inductor"] if shutil.which("g++") or torch.cuda.is_available() else [])
+COMPILER = importlib.util.find_spec("triton") if torch.cuda.is_available() else shutil.which("g++")
+BACKENDS = ["aot_eager", *(["inductor"] if COMPILER else [])]
 
 
 def decode_arguments(batch, sink=None):
@@ -120,14 +122,32 @@ def test_streams(device):
         pytest.skip("streams need a GPU")
     batch = make_batch([300, 5], device=device)
     late = torch.zeros_like(batch.q)
+    a = (late, batch.kv_cache, batch.block_table, batch.cache_seqlens)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        flash_mla.decode(*a, softmax_scale=batch.scale)  # loads the kernels and fills the allocator's pool
+        torch.cuda.synchronize()
         torch.cuda._sleep(50_000_000)
         late.copy_(batch.q)
-        out, lse = flash_mla.decode(
-            late, batch.kv_cache, batch.block_table, batch.cache_seqlens, softmax_scale=batch.scale
-        )
+        out, lse = flash_mla.decode(*a, softmax_scale=batch.scale)
     assert not stream.query(), "the call waited for the device"
     stream.synchronize()
     check(out, lse, batch.reference())
+
+
+def test_another_gpu():
+    """Tensors decide the device, not torch.cuda.current_device()."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    other = torch.device("cuda", 1)
+    with torch.cuda.device(0):
+        batch = make_batch([300, 5], device=other)
+        meta, splits = flash_mla.get_mla_metadata(batch.cache_seqlens, 16, 1)
+        out, lse = flash_mla.flash_mla_with_kvcache(
+            batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, 512, meta, splits, batch.scale
+        )
+        assert out.device == lse.device == splits.device == other and torch.cuda.current_device() == 0
+        check(out, lse, batch.reference())
+        both, _ = flash_mla.merge(torch.stack([out, out]), torch.stack([lse, lse]))
+        check(both, None, batch.reference())

@@ -167,7 +167,9 @@ def test_merge_of_two_halves_is_the_whole(device):
         torch.stack([h[0] for h in halves]).float(), torch.stack([h[1] for h in halves]), empty_lse=-math.inf
     )
     assert out.dtype == torch.float32 and (lse[2] == -math.inf).all() and (out[2] == 0).all()
-    none, none_lse = flash_mla.merge(torch.zeros(0, 2, 1, 4, 512, device=device), torch.zeros(0, 2, 4, 1, device=device))
+    none, none_lse = flash_mla.merge(
+        torch.zeros(0, 2, 1, 4, 512, device=device), torch.zeros(0, 2, 4, 1, device=device)
+    )
     assert (none == 0).all() and (none_lse == math.inf).all()
 
 

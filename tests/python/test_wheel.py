@@ -99,7 +99,9 @@ def test_one_wheel_for_every_python(tmp_path, build):
     others = glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python")) + glob.glob("/usr/bin/python3.*[0-9]")
     tried = set()
     for python in [sys.executable, *others]:
-        version = subprocess.run([python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True)
+        version = subprocess.run(
+            [python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
+        )
         key = tuple(map(int, version.stdout.split())) if version.returncode == 0 else (0, 0)
         if key < (3, 9) or key in tried:
             continue

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What vLLM imports from vllm.third_party.flashmla.flash_mla_interface.
 
-    import flash_mla.adapters.vllm
-    flash_mla.adapters.vllm.install()      # before vLLM looks for its own copy
+import flash_mla.adapters.vllm
+flash_mla.adapters.vllm.install()      # before vLLM looks for its own copy
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ __all__ = [
 ]
 
 
-def get_mla_metadata_dense_fp8(
-    cache_seqlens: Any, num_q_tokens_per_head_k: int, num_heads_k: int
-) -> tuple[Any, Any]:
+def get_mla_metadata_dense_fp8(cache_seqlens: Any, num_q_tokens_per_head_k: int, num_heads_k: int) -> tuple[Any, Any]:
     """Schedule for flash_mla_with_kvcache_fp8.  Raises NotImplementedError."""
     raise NotImplementedError("get_mla_metadata_dense_fp8: FP8 caches are not built yet, only bf16 and fp16 are")
 
