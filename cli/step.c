@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { D_V = 512, AUTO_KV_BYTES = 1 << 30, MAX_AUTO_LAYERS = 64, PLAN_FIELDS = 8 };
 
@@ -119,6 +120,12 @@ static int create_kv(struct step *s, uint64_t seed)
 	return code;
 }
 
+/* Linux hands out more memory than it has, and kills whoever uses it: ask before.  A GPU says no by itself. */
+static double most_memory(int device)
+{
+	return device == FMLA_DEVICE_CPU ? (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) : 0x1p60;
+}
+
 int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_shape *shape, const struct batch *batch,
                 int64_t layers, uint64_t seed, bool with_kv)
 {
@@ -142,9 +149,11 @@ int step_create(struct step *s, fmla_ctx *ctx, int device, const struct layer_sh
 	if (!with_kv)
 		return EXIT_OK;
 
-	const double layer_size = (double)batch->pages.num_pages * (double)(shape->page * shape->h_kv * shape->d_qk * 2);
-	if (layer_size * (double)(layers ? layers : 1) > 0x1p60)
-		return fail(EXIT_SYSTEM, "the KV cache of %.3g GiB is more than any memory", layer_size / 0x1p30);
+	const double needed = (double)batch->pages.num_pages * (double)(shape->page * shape->h_kv * shape->d_qk * 2) *
+	                      (double)(layers ? layers : 1);
+	if (needed > most_memory(device))
+		return fail(EXIT_SYSTEM, "the KV cache needs %.3g GiB, there are %.3g GiB of memory", needed / 0x1p30,
+		            most_memory(device) / 0x1p30);
 	s->layer_bytes = tensor_bytes(&s->kv_cache.dl);
 	s->layers = layers ? layers : (AUTO_KV_BYTES + (int64_t)s->layer_bytes - 1) / (int64_t)s->layer_bytes;
 	if (!layers && s->layers > MAX_AUTO_LAYERS)
