@@ -38,7 +38,8 @@ struct row {
 	char name[64];
 	struct layer_shape shape;
 	bool varlen;
-	int64_t b, s_k, kv_tokens, layers, passes, calm; /* calm: passes whose probe found an undisturbed machine */
+	int64_t b, s_k, kv_tokens, kv_distinct, layers, passes,
+	    calm; /* calm: passes whose probe found an undisturbed machine */
 	double us, us_min, plan_us, bytes, flop;
 	double share;     /* of the limit, 0..1; 0: no limit is known */
 	struct roof roof; /* medians of the probes                    */
@@ -185,17 +186,29 @@ static int time_step(struct bench *b, struct step *s, struct row *row)
 
 static void print_row_json(const struct bench *b, const struct row *r)
 {
+	const struct {
+		const char *key;
+		int64_t value;
+	} counts[] = {
+	    {"b", r->b},
+	    {"s_q", r->shape.s_q},
+	    {"h_q", r->shape.h_q},
+	    {"h_kv", r->shape.h_kv},
+	    {"s_k", r->s_k},
+	    {"varlen", r->varlen},
+	    {"page", r->shape.page},
+	    {"kv_tokens", r->kv_tokens},
+	    {"kv_distinct", r->kv_distinct},
+	    {"layers", r->layers},
+	    {"passes", r->passes},
+	};
 	printf("{\"backend\": \"%s\", \"variant\": \"%s\", \"case\": ", b->info.name, b->info.variant);
 	json_put_string(stdout, r->name);
-	printf(", \"b\": %lld, \"s_q\": %lld, \"h_q\": %lld, \"h_kv\": %lld, \"s_k\": %lld, \"varlen\": %d, \"kv_tokens\": "
-	       "%lld, "
-	       "\"page\": %lld, \"dtype\": \"%s\", \"layers\": %lld, \"us\": %.2f, \"us_min\": %.2f, \"plan_us\": %.2f, "
-	       "\"passes\": "
-	       "%lld, \"gbs\": %.2f, \"tflops\": %.4f, \"roof_pct\": ",
-	       (long long)r->b, (long long)r->shape.s_q, (long long)r->shape.h_q, (long long)r->shape.h_kv,
-	       (long long)r->s_k, r->varlen, (long long)r->kv_tokens, (long long)r->shape.page, dtype_name(r->shape.dtype),
-	       (long long)r->layers, r->us, r->us_min, r->plan_us, (long long)r->passes, r->bytes / r->us / 1e3,
-	       r->flop / r->us / 1e6);
+	for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); i++)
+		printf(", \"%s\": %lld", counts[i].key, (long long)counts[i].value);
+	printf(", \"dtype\": \"%s\", \"us\": %.2f, \"us_min\": %.2f, \"plan_us\": %.2f, \"gbs\": %.2f, \"tflops\": %.4f",
+	       dtype_name(r->shape.dtype), r->us, r->us_min, r->plan_us, r->bytes / r->us / 1e3, r->flop / r->us / 1e6);
+	printf(", \"roof_pct\": ");
 	if (r->share > 0)
 		printf("%.1f, \"roof_gbs\": %.2f, \"roof_tflops\": %.4f, \"undisturbed\": %lld", 100 * r->share, r->roof.gbs,
 		       r->roof.tflops, (long long)r->calm);
@@ -355,6 +368,7 @@ static int bench_batch(struct bench *b, const struct layer_shape *shape, const s
 		row->b = batch->b;
 		row->s_k = batch->s_k;
 		row->kv_tokens = batch->pages.kv_tokens;
+		row->kv_distinct = batch->pages.distinct_tokens;
 		row->layers = step.layers;
 		row->bytes = cost.bytes;
 		row->flop = cost.flop;

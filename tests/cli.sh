@@ -205,6 +205,12 @@ test_bench() {
 		--s-k 100 --dtype fp16 --layers 2 --seconds 0 --json --verify
 	expect 0 'steps of the trace' bench --backend ref --trace tests/traces/azure_llm_2023_conv_400.csv --steps 2 --h-q 1 \
 		--layers 1 --seconds 0 --max-batch 4
+	# Of 1105 + 705 tokens, the first 512 have the same hash: 8 pages of 64 tokens are shared.
+	cp tests/corpus/fuzz_trace/shared_prefix "$tmp/t"
+	expect 0 '"kv_tokens": 1810, "kv_distinct": 1298,.*"wrong": 0' bench --backend ref --trace "$tmp/t" --steps 1 --h-q 1 \
+		--layers 1 --seconds 0 --json --verify --step-ms 0
+	expect 0 '"kv_tokens": 1810, "kv_distinct": 1810,' bench --backend ref --trace "$tmp/t" --steps 1 --h-q 1 --layers 1 \
+		--seconds 0 --json --step-ms 0 --page 1024
 	if grep -q $'\r' "$tmp/output"; then fail 'a progress bar without a terminal'; else pass; fi
 	"$flashmla" bench --backend ref --b 2 --s-k 50 --h-q 1,2 --layers 1 --seconds 0 --json >"$tmp/output"
 	if [ "$(wc -l <"$tmp/output")" = 2 ] && [ "$(grep -c '^{.*}$' "$tmp/output")" = 2 ]; then pass; else
