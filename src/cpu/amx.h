@@ -62,36 +62,54 @@ AMX_INLINE __m512 exp2_ps(__m512 x)
 	return _mm512_maskz_scalef_ps(normal, p, x);
 }
 
-/* Transposes 16 x 16 dwords in place. */
+/* Transposes 16 x 16 dwords in place, in three parts that other work may come between. */
+AMX_INLINE void transpose16_part(__m512i *r, int part)
+{
+	if (part == 0) { /* inside the 128-bit lanes */
+		__m512i t[16];
+#pragma GCC unroll 8
+		for (int i = 0; i < 16; i += 2) {
+			t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+			t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+		}
+#pragma GCC unroll 4
+		for (int i = 0; i < 16; i += 4) {
+			r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+			r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+			r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+			r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+		}
+		return;
+	}
+	/* the lanes themselves: among four rows 4 apart, then among two rows 8 apart */
+	const int far = part == 1 ? 4 : 8;
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++) {
+		if (i & far)
+			continue;
+		const __m512i x = r[i], y = r[i + far];
+		r[i] = _mm512_shuffle_i32x4(x, y, 0x88);
+		r[i + far] = _mm512_shuffle_i32x4(x, y, 0xdd);
+	}
+}
+
 AMX_INLINE void transpose16(__m512i *r)
 {
-	__m512i t[16];
-	for (int i = 0; i < 16; i += 2) {
-		t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-		t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-	}
-	for (int i = 0; i < 16; i += 4) {
-		r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-		r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-		r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-		r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-	}
-	for (int i = 0; i < 4; i++) { /* 128-bit lanes: first among four, then among two groups of eight */
-		t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-		t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-		t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-		t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-	}
-	for (int i = 0; i < 8; i++) {
-		r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-		r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-	}
+	transpose16_part(r, 0);
+	transpose16_part(r, 1);
+	transpose16_part(r, 2);
 }
 
 /* Two vectors of fp32 to one of bf16 (a in the lower half), rounded to nearest even. */
 AMX_INLINE __m512i to_bf16(__m512 b, __m512 a)
 {
 	return (__m512i)_mm512_cvtne2ps_pbh(b, a);
+}
+
+AMX_INLINE void from_bf16(__m512i v, __m512 *b, __m512 *a)
+{
+	*a = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16);
+	*b = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16);
 }
 
 /* 32 fp16 values as bf16 hi + bf16 lo.  Exact for finite values (11 bits of mantissa in 8 + 8, and lo is a normal
@@ -101,8 +119,8 @@ AMX_INLINE void split_fp16(__m512i x, __m512i *hi, __m512i *lo)
 	const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(x));
 	const __m512 b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
 	const __m512i h = to_bf16(b, a);
-	const __m512 ah = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)), 16);
-	const __m512 bh = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1)), 16);
+	__m512 ah, bh;
+	from_bf16(h, &bh, &ah);
 	const __m512 al = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(a, ah, _CMP_NEQ_UQ), a, ah);
 	const __m512 bl = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(b, bh, _CMP_NEQ_UQ), b, bh);
 	*hi = h;

@@ -6,12 +6,13 @@
  * Products S^T = K Q^T: A = 16 rows of K as they lie in the page, B = Q, packed once per walk.
  *          O += P V:    A = P, B = rows of V in pairs.
  *          fp16 is split into bf16 hi + lo, exactly; a product is then hi*hi + lo*hi + hi*lo.
- * Loop     per block of keys: per unit QK, then PV over all units, one panel of 32 dims after the other.
- * Overlap  the tile unit needs one instruction per 16 clocks, so vector work rides along between its instructions:
- *              QK of unit u      carries  the softmax of unit u - 1, in slices
- *              PV of panel d     carries  the pair interleave of V panel d + 1
- *              both              carry    the prefetch of the next block into L2
- *          PV of a block therefore starts after QK of the first unit of the next block.
+ * Loop     per block of keys: per unit QK in passes of 4 C tiles, each followed by its softmax; then PV over all units,
+ *          one panel of 32 dims after the other.
+ * Overlap  the tile unit needs one instruction per 16 clocks and the core runs on between them: a QK pass carries the
+ *          softmax of the pass before, in slices of about 100 instructions, and the prefetch of the next block into L2.
+ *          PV of a block therefore starts after the first pass of the next block.
+ * L1       what stalls the tile unit is stores to lines that are not in L1 (5 clocks each, measured): S is a ring of
+ * two passes, 8 KiB, P leaves the registers only when it is a finished A tile, one panel of V is packed at a time.
  * Rotation C of a pass is stored between the first products of the next pass.
  * Bound by tile products from about 90 rows on, memory below.
  * Never    reads a table entry past the last visible key; V rows that no row of the walk sees enter as zeros. */
@@ -24,33 +25,36 @@
 #include <string.h>
 
 enum {
-	KB = 128,          /* keys per block                                            */
-	STRIPS = KB / 32,  /* steps of PV per block                                     */
-	GROUPS = KB / 16,  /* A tiles of K per block                                    */
-	PANELS = D_V / 32, /* a panel is one line of each V row                         */
-	MAX_UNITS = ROW_TILE / 32,
-	ROW_BYTES = D_QK * 2,   /* pitch of copied K rows                                    */
-	S_BYTES = KB * 64 + 64, /* S of one head tile; the line keeps buffers off one L1 set */
-	PANEL_BYTES = STRIPS * 2 * TILE,
-	K_BYTES = KB * ROW_BYTES
+	MAX_KEYS = 256,             /* keys per block, at most                      */
+	MAX_GROUPS = MAX_KEYS / 16, /* A tiles of K per block                       */
+	PANELS = D_V / 32,          /* a panel is one line of each V row            */
+	MAX_TILES = ROW_TILE / 16,
+	ROW_BYTES = D_QK * 2, /* pitch of copied K rows                       */
+	PASS = 4 * TILE       /* bytes of S of one pass                      */
 };
 
 struct block {
-	const unsigned char *k[2][GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
+	const unsigned char *k[2][MAX_GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
 	int64_t stride;
 	int64_t start;
 	int keys;
 };
 
-/* The softmax of one unit, cut into slices that fit between tile products. */
-struct soft {
-	int unit, tile, phase, i;
-	int keys, masked, active;
-	int64_t start;
-	unsigned char *s; /* [half][tile] S_BYTES: fp32 [key][16 rows] */
-	__m512 top, l;
+/* A pass of QK: 32 keys by the two tiles of a unit, or 64 keys by one. */
+struct pass {
+	const struct block *b;
+	int unit, group, width;
+	unsigned char *s;
+	enum { PASS_NONE, PASS_IN_TILES, PASS_STORED } state;
 };
-enum { SOFT_MAX, SOFT_STATE, SOFT_EXP, SOFT_TRANSPOSE };
+
+/* S^T of 32 keys and 16 rows, about to become P. */
+struct soft {
+	float *s;  /* [32 keys][16 rows] */
+	int64_t p; /* where its A tile goes, from a->p[part] */
+	float scale;
+	int tile;
+};
 
 struct prefetch {
 	int64_t t, end;
@@ -60,19 +64,21 @@ struct prefetch {
 
 struct amx {
 	struct walk *w;
-	int fp16, units, tiles;    /* units of rows; 16-row tiles */
-	int half_steps, row_lines; /* k steps of half a QK pass; lines of a K row */
-	unsigned char *q[2];       /* [hi, lo]: unit: [half][tile][half_steps] tiles */
-	unsigned char *s[2];       /* S of even and odd units */
-	unsigned char *p[2];       /* [hi, lo]: [tile][STRIPS] A tiles */
-	unsigned char *pairs[2];   /* P of 32 keys before its transposition */
-	unsigned char *v[2];       /* two panels: [hi, lo][lower, upper dims][STRIPS] tiles */
-	unsigned char *o;          /* [unit][panel][tile][lower, upper dims] C tiles */
-	unsigned char *copy[2];    /* K copied where the page cannot be read in place */
+	int fp16, units, tiles; /* units of rows; 16-row tiles */
+	int steps;              /* k steps of QK = lines of a K row */
+	int block_keys, strips; /* keys of a block; strips of 32 keys */
+	int started;            /* O holds something */
+	struct pass last;
+	struct soft soft[2];                  /* of the pass before, while the next one runs */
+	int32_t lo[MAX_TILES], hi[MAX_TILES]; /* all rows of a tile see these keys */
 	struct block blocks[2];
-	struct soft soft;
 	struct prefetch ahead;
-	int started; /* O holds something */
+	unsigned char *q[2];    /* [hi, lo]: [tile][steps] B tiles */
+	unsigned char *s;       /* two passes */
+	unsigned char *p[2];    /* [hi, lo]: [tile][strips] A tiles */
+	unsigned char *v;       /* a panel: [hi, lo][lower, upper dims][strips] tiles */
+	unsigned char *o;       /* [unit][panel][tile][lower, upper dims] C tiles */
+	unsigned char *copy[2]; /* K copied where the page cannot be read in place */
 };
 
 static int row_tiles(int64_t rows)
@@ -80,10 +86,17 @@ static int row_tiles(int64_t rows)
 	return (int)((rows + 15) / 16);
 }
 
+/* Long blocks load and store O less often; with few rows the panel's size in L1 counts more, with fp16 the two copies
+ * of K in L2. */
+static int keys_of_block(enum value_type type, int tiles)
+{
+	return tiles > 2 && type == TYPE_BF16 ? MAX_KEYS : MAX_KEYS / 2;
+}
+
 /* Hands out the scratch; the total with base == NULL. */
 static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsigned char *base)
 {
-	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows);
+	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows), keys = keys_of_block(p->type, tiles);
 	size_t at = (sizeof *a + 4095) & ~(size_t)4095;
 #define TAKE(field, bytes)                                          \
 	do {                                                            \
@@ -93,22 +106,23 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	TAKE(o, tiles * PANELS * 2 * TILE);
 	for (int i = 0; i < parts; i++) {
 		TAKE(q[i], tiles * (p->d_qk / 32) * TILE);
-		TAKE(p[i], tiles * STRIPS * TILE);
-		TAKE(pairs[i], TILE);
+		TAKE(p[i], tiles * (keys / 32) * TILE);
 	}
-	for (int i = 0; i < 2; i++) {
-		TAKE(s[i], 4 * S_BYTES);
-		TAKE(v[i], parts * PANEL_BYTES);
-		TAKE(copy[i], parts * K_BYTES);
-	}
+	TAKE(s, 2 * PASS);
+	TAKE(v, parts * keys * 64);
+	for (int i = 0; i < 2; i++)
+		TAKE(copy[i], parts * keys * ROW_BYTES);
 #undef TAKE
 	return (at + 4095) & ~(size_t)4095;
 }
 
+/* Fewer rows may mean longer blocks of keys: the larger of the two layouts. */
 static size_t scratch_size(const struct problem *p)
 {
 	struct amx unused;
-	return lay_out(&unused, p, p->rows < ROW_TILE ? p->rows : ROW_TILE, NULL);
+	const int64_t rows = p->rows < ROW_TILE ? p->rows : ROW_TILE;
+	const size_t all = lay_out(&unused, p, rows, NULL), few = lay_out(&unused, p, rows < 32 ? rows : 32, NULL);
+	return all > few ? all : few;
 }
 
 static int unit_width(const struct amx *a, int unit)
@@ -123,7 +137,7 @@ AMX_FN void pack_q(struct amx *a)
 {
 	const struct walk *w = a->w;
 	for (int tile = 0; tile < a->tiles; tile++)
-		for (int k = 0; k < 2 * a->half_steps; k++) {
+		for (int k = 0; k < a->steps; k++) {
 			__m512i hi[16], lo[16];
 			for (int r = 0; r < 16; r++) {
 				hi[r] = lo[r] = _mm512_setzero_si512();
@@ -132,16 +146,15 @@ AMX_FN void pack_q(struct amx *a)
 				if (a->fp16)
 					split_fp16(hi[r], &hi[r], &lo[r]);
 			}
-			const int unit = tile / 2, width = unit_width(a, unit), half = k / a->half_steps;
-			const int64_t at = unit * 4 * a->half_steps + (half * width + tile % 2) * a->half_steps + k % a->half_steps;
+			const int64_t at = (tile * a->steps + k) * TILE;
 			transpose16(hi);
 			for (int r = 0; r < 16; r++)
-				_mm512_store_si512(a->q[0] + at * TILE + r * 64, hi[r]);
+				_mm512_store_si512(a->q[0] + at + r * 64, hi[r]);
 			if (!a->fp16)
 				continue;
 			transpose16(lo);
 			for (int r = 0; r < 16; r++)
-				_mm512_store_si512(a->q[1] + at * TILE + r * 64, lo[r]);
+				_mm512_store_si512(a->q[1] + at + r * 64, lo[r]);
 		}
 }
 
@@ -153,25 +166,25 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	const struct problem *p = w->p;
 	const int64_t left = w->end - start;
 	b->start = start;
-	b->keys = left < KB ? (int)left : KB;
+	b->keys = left < a->block_keys ? (int)left : a->block_keys;
 	const int rows = (b->keys + 31) / 32 * 32;
 	const int aligned = (uintptr_t)p->kv % LINE == 0 && (p->kv_page | p->kv_token | p->kv_head) * 2 % LINE == 0;
 	if (!a->fp16 && aligned && p->page % 16 == 0 && start >= w->low) {
 		b->stride = p->kv_token * 2;
-		for (int g = 0; g < GROUPS; g++)
+		for (int g = 0; g < MAX_GROUPS; g++)
 			b->k[0][g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[0][g - 1];
 		return;
 	}
-	unsigned char *hi = a->copy[side], *lo = hi + K_BYTES;
+	unsigned char *hi = a->copy[side], *lo = hi + a->block_keys * ROW_BYTES;
 	b->stride = ROW_BYTES;
-	for (int g = 0; g < GROUPS; g++) {
+	for (int g = 0; g < MAX_GROUPS; g++) {
 		b->k[0][g] = hi + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
 		b->k[1][g] = lo + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
 	}
 	for (int i = 0; i < rows; i++, hi += ROW_BYTES, lo += ROW_BYTES) {
 		const int seen = i < b->keys && start + i >= w->low;
 		const unsigned char *from = seen ? cpu_key(w, start + i) : NULL;
-		for (int c = 0; c < a->row_lines; c++) {
+		for (int c = 0; c < a->steps; c++) {
 			__m512i x = seen ? _mm512_loadu_si512(from + c * 64) : _mm512_setzero_si512(), rest;
 			if (a->fp16) {
 				split_fp16(x, &x, &rest);
@@ -188,7 +201,7 @@ AMX_FN void prefetch_from(struct amx *a, int64_t start)
 {
 	struct prefetch *f = &a->ahead;
 	f->t = start;
-	f->end = start + KB < a->w->end ? start + KB : a->w->end;
+	f->end = start + a->block_keys < a->w->end ? start + a->block_keys : a->w->end;
 	f->left = 0;
 }
 
@@ -199,7 +212,7 @@ AMX_INLINE void prefetch_lines(struct amx *a, int lines)
 		if (f->t >= f->end)
 			return;
 		f->at = cpu_key(a->w, f->t++);
-		f->left = a->row_lines;
+		f->left = a->steps;
 	}
 	const int n = lines < f->left ? lines : f->left;
 	for (int i = 0; i < n; i++)
@@ -215,178 +228,166 @@ static unsigned char *o_tiles(const struct amx *a, int unit, int panel)
 	return a->o + ((int64_t)unit * PANELS * 4 + panel * unit_width(a, unit) * 2) * TILE;
 }
 
-AMX_FN void rescale_o(struct amx *a, int unit, int tile, __m512 alpha)
+AMX_FN void rescale_o(struct amx *a, int tile, __m512 alpha)
 {
 	float f[16] __attribute__((aligned(64)));
 	_mm512_store_ps(f, alpha);
 	for (int panel = 0; panel < PANELS; panel++) {
-		float *o = (float *)(o_tiles(a, unit, panel) + tile * 2 * TILE);
+		float *o = (float *)(o_tiles(a, tile / 2, panel) + tile % 2 * 2 * TILE);
 		for (int r = 0; r < 32; r++)
 			_mm512_store_ps(o + r * 16, _mm512_mul_ps(_mm512_load_ps(o + r * 16), _mm512_set1_ps(f[r % 16])));
 	}
 }
 
-/* score * scale of 16 keys and their maximum; hidden keys become -inf.  S is the sum of its two halves. */
-AMX_INLINE void soft_max16(const struct amx *a, struct soft *f)
+/* P of this block's strips before `strip`, which wait for PV. */
+AMX_FN void rescale_p(struct amx *a, int tile, int strip, __m512 alpha)
 {
-	const __m512 scale = _mm512_set1_ps(a->w->p->scale), minus_inf = _mm512_set1_ps(-INFINITY);
-	const int width = unit_width(a, f->unit);
-	float *s = (float *)(f->s + f->tile * S_BYTES) + f->i * 16;
-	const float *s2 = (const float *)(f->s + (width + f->tile) * S_BYTES) + f->i * 16;
-	__m512 top = f->top, top2 = minus_inf;
-	if (!f->masked && f->i + 16 <= f->keys) {
-		for (int r = 0; r < 16; r += 2) {
-			const __m512 x =
-			    _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(s + r * 16), _mm512_load_ps(s2 + r * 16)), scale);
-			const __m512 y =
-			    _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(s + r * 16 + 16), _mm512_load_ps(s2 + r * 16 + 16)), scale);
-			_mm512_store_ps(s + r * 16, x);
-			_mm512_store_ps(s + r * 16 + 16, y);
-			top = _mm512_max_ps(x, top);
-			top2 = _mm512_max_ps(y, top2);
+	float f[16] __attribute__((aligned(64)));
+	_mm512_store_ps(f, alpha);
+	for (int r = 0; r < strip * 16; r++) {
+		if (f[r % 16] == 1)
+			continue;
+		unsigned char *hi = a->p[0] + tile * a->strips * TILE + r * 64,
+		              *lo = a->p[1] + tile * a->strips * TILE + r * 64;
+		const __m512 by = _mm512_set1_ps(f[r % 16]);
+		__m512 x, y, xl, yl;
+		from_bf16(_mm512_load_si512(hi), &y, &x);
+		if (a->fp16) {
+			from_bf16(_mm512_load_si512(lo), &yl, &xl);
+			x = _mm512_add_ps(x, xl);
+			y = _mm512_add_ps(y, yl);
 		}
-	} else {
-		const int row = f->unit * 32 + f->tile * 16;
-		const __m512i lo = _mm512_loadu_si512(a->w->lo + row), hi = _mm512_loadu_si512(a->w->hi + row);
-		for (int r = 0; r < 16; r++) {
-			const __m512i t = _mm512_set1_epi32((int)(f->start + f->i + r));
-			__mmask16 seen = _mm512_cmple_epi32_mask(lo, t) & _mm512_cmplt_epi32_mask(t, hi);
-			if (f->i + r >= f->keys)
-				seen = 0;
-			__m512 x = _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(s + r * 16), _mm512_load_ps(s2 + r * 16)), scale);
-			x = _mm512_mask_mov_ps(minus_inf, seen, x);
-			_mm512_store_ps(s + r * 16, x);
-			top = _mm512_max_ps(x, top);
+		x = _mm512_mul_ps(x, by);
+		y = _mm512_mul_ps(y, by);
+		const __m512i h = to_bf16(y, x);
+		_mm512_store_si512(hi, h);
+		if (a->fp16) {
+			from_bf16(h, &yl, &xl);
+			_mm512_store_si512(lo, to_bf16(_mm512_sub_ps(y, yl), _mm512_sub_ps(x, xl)));
 		}
 	}
-	f->top = _mm512_max_ps(top, top2);
 }
 
-/* The new maximum.  O is only rescaled when some row's grew by more than MARGIN: exp(MARGIN) is far from overflow.
- * Rows whose maximum stays keep their values bit for bit: what happens in one row never touches another. */
-AMX_FN void soft_state(struct amx *a, struct soft *f)
+/* The maximum grew by more than the margin in some rows: O, l and the waiting P shrink there.  Other rows keep their
+ * values bit for bit: what happens in one row never touches another. */
+AMX_FN __attribute__((noinline)) void raise_maximum(struct amx *a, const struct soft *f, __m512 top, __mmask16 grew)
+{
+	const int tile = f->tile;
+	float *m = a->w->m + tile * 16, *l = a->w->l + tile * 16;
+	const __m512 old = _mm512_load_ps(m), change = _mm512_mul_ps(_mm512_sub_ps(old, top), _mm512_set1_ps(1.44269504f));
+	const __m512 alpha = _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grew, exp2_ps(change));
+	_mm512_store_ps(m, _mm512_mask_mov_ps(old, grew, top));
+	_mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), alpha));
+	rescale_p(a, tile, (int)(f->p / TILE) - tile * a->strips, alpha);
+	if (a->started)
+		rescale_o(a, tile, alpha);
+}
+
+/* The registers of one softmax between its slices. */
+struct soft_registers {
+	__m512 m, l;
+	__m512i hi[16], lo[16]; /* pairs of keys, then rows of the A tile */
+};
+
+/* Slice 0: the maximum.  O is only rescaled when it grew by more than MARGIN: exp(MARGIN) is far from overflow. */
+AMX_INLINE void soft_maximum(struct amx *a, const struct soft *f, struct soft_registers *r)
 {
 	const float MARGIN = 6.f;
-	const int row = f->unit * 32 + f->tile * 16;
-	const __m512 old = _mm512_load_ps(a->w->m + row);
-	const __mmask16 grew = _mm512_cmp_ps_mask(f->top, _mm512_add_ps(old, _mm512_set1_ps(MARGIN)), _CMP_GT_OQ);
-	f->l = _mm512_load_ps(a->w->l + row);
-	if (!grew)
-		return;
-	const __m512 log2e = _mm512_set1_ps(1.44269504f);
-	const __m512 alpha =
-	    _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grew, exp2_ps(_mm512_mul_ps(_mm512_sub_ps(old, f->top), log2e)));
-	_mm512_store_ps(a->w->m + row, _mm512_mask_mov_ps(old, grew, f->top));
-	f->l = _mm512_mul_ps(f->l, alpha);
-	if (a->started)
-		rescale_o(a, f->unit, f->tile, alpha);
+	__m512 top[4];
+	for (int i = 0; i < 4; i++)
+		top[i] = _mm512_load_ps(f->s + i * 16);
+	if (f->scale >= 0) {
+		for (int i = 4; i < 32; i++)
+			top[i % 4] = _mm512_max_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
+		top[0] = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
+	} else {
+		for (int i = 4; i < 32; i++)
+			top[i % 4] = _mm512_min_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
+		top[0] = _mm512_min_ps(_mm512_min_ps(top[0], top[1]), _mm512_min_ps(top[2], top[3]));
+	}
+	top[0] = _mm512_mul_ps(top[0], _mm512_set1_ps(f->scale));
+	r->m = _mm512_load_ps(a->w->m + f->tile * 16);
+	const __mmask16 grew = _mm512_cmp_ps_mask(top[0], _mm512_add_ps(r->m, _mm512_set1_ps(MARGIN)), _CMP_GT_OQ);
+	if (__builtin_expect(grew != 0, 0)) {
+		raise_maximum(a, f, top[0], grew);
+		r->m = _mm512_load_ps(a->w->m + f->tile * 16);
+	}
+	r->l = _mm512_load_ps(a->w->l + f->tile * 16);
+	/* No key seen yet: all scores are -inf, and so must their differences be. */
+	r->m = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r->m, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ), r->m);
 }
 
-/* P of 8 keys, in pairs: [pair][row][2] bf16. */
-AMX_INLINE void soft_exp8(struct amx *a, struct soft *f)
+/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half. */
+AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int first, int fp16)
 {
 	const __m512i pair = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
 	                                      21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-	const __m512 log2e = _mm512_set1_ps(1.44269504f);
-	const float *s = (const float *)(f->s + f->tile * S_BYTES) + f->i * 16;
-	__m512 m = _mm512_load_ps(a->w->m + f->unit * 32 + f->tile * 16);
-	m = _mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(m, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ), _mm512_setzero_ps());
-	__m512 l = f->l;
-	for (int r = 0; r < 4; r++) {
-		const __m512 x = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(s + r * 32), m), log2e));
-		const __m512 y = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(s + r * 32 + 16), m), log2e));
-		l = _mm512_add_ps(l, _mm512_add_ps(x, y));
-		const __m512i hi = _mm512_permutexvar_epi16(pair, to_bf16(y, x));
-		const int at = (f->i % 32 / 2 + r) * 64;
-		_mm512_store_si512(a->pairs[0] + at, hi);
-		if (a->fp16) {
-			const __m512 xh = (__m512)_mm512_slli_epi32(hi, 16);
-			const __m512 yh = (__m512)_mm512_and_si512(hi, _mm512_set1_epi32((int)0xffff0000));
-			const __m512i lo = to_bf16(_mm512_sub_ps(y, yh), _mm512_sub_ps(x, xh));
-			_mm512_store_si512(a->pairs[1] + at, _mm512_permutexvar_epi16(pair, lo));
+	const __m512 log2e = _mm512_set1_ps(1.44269504f), scale = _mm512_set1_ps(f->scale);
+#pragma GCC unroll 4
+	for (int i = first / 2; i < first / 2 + 4; i++) {
+		const float *s = f->s + i * 32;
+		const __m512 x = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s), scale, r->m), log2e));
+		const __m512 y = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s + 16), scale, r->m), log2e));
+		r->l = _mm512_add_ps(r->l, _mm512_add_ps(x, y));
+		r->hi[i] = _mm512_permutexvar_epi16(pair, to_bf16(y, x));
+		if (fp16) {
+			const __m512 xh = (__m512)_mm512_slli_epi32(r->hi[i], 16);
+			const __m512 yh = (__m512)_mm512_and_si512(r->hi[i], _mm512_set1_epi32((int)0xffff0000));
+			r->lo[i] = _mm512_permutexvar_epi16(pair, to_bf16(_mm512_sub_ps(y, yh), _mm512_sub_ps(x, xh)));
 		}
 	}
-	f->l = l;
 }
 
-AMX_INLINE void soft_transpose(struct amx *a, const struct soft *f)
+/* Slices 5 to 7: the transposition to an A tile, row = query row. */
+AMX_INLINE void soft_transpose(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
 {
-	const int64_t at = ((f->unit * 2 + f->tile) * STRIPS + f->i / 32) * TILE;
-	for (int part = 0; part <= a->fp16; part++) {
-		__m512i t[16];
-		for (int r = 0; r < 16; r++)
-			t[r] = _mm512_load_si512(a->pairs[part] + r * 64);
-		transpose16(t);
-		for (int r = 0; r < 16; r++)
-			_mm512_store_si512(a->p[part] + at + r * 64, t[r]);
-	}
-}
-
-AMX_FN void soft_tile(struct soft *f, int tile)
-{
-	f->tile = tile;
-	f->phase = SOFT_MAX;
-	f->i = 0;
-	f->top = _mm512_set1_ps(-INFINITY);
-}
-
-AMX_FN void soft_begin(struct amx *a, const struct block *b, int unit, unsigned char *s)
-{
-	struct soft *f = &a->soft;
-	f->unit = unit;
-	f->keys = b->keys;
-	f->start = b->start;
-	f->s = s;
-	f->active = 1;
-	f->masked = 0;
-	for (int r = unit * 32; r < unit * 32 + 32 && r < a->w->rows; r++)
-		f->masked |= a->w->lo[r] > b->start || a->w->hi[r] < b->start + b->keys;
-	soft_tile(f, 0);
-}
-
-/* One slice: 60 to 100 vector instructions. */
-AMX_INLINE void soft_step(struct amx *a)
-{
-	struct soft *f = &a->soft;
-	if (!f->active)
+	if (slice == 5)
+		_mm512_store_ps(a->w->l + f->tile * 16, r->l);
+	transpose16_part(r->hi, slice - 5);
+	if (fp16)
+		transpose16_part(r->lo, slice - 5);
+	if (slice != 7)
 		return;
-	switch (f->phase) {
-	case SOFT_MAX:
-		soft_max16(a, f);
-		f->i += 16;
-		if (f->i >= f->keys && f->i % 32 == 0)
-			f->phase = SOFT_STATE;
-		break;
-	case SOFT_STATE:
-		soft_state(a, f);
-		f->phase = SOFT_EXP;
-		f->i = 0;
-		break;
-	case SOFT_EXP:
-		soft_exp8(a, f);
-		if (f->i % 32 == 24)
-			f->phase = SOFT_TRANSPOSE;
-		else
-			f->i += 8;
-		break;
-	default:
-		soft_transpose(a, f);
-		f->i += 8;
-		f->phase = SOFT_EXP;
-		if (f->i < f->keys)
-			break;
-		_mm512_store_ps(a->w->l + f->unit * 32 + f->tile * 16, f->l);
-		if (f->tile + 1 < unit_width(a, f->unit))
-			soft_tile(f, f->tile + 1);
-		else
-			f->active = 0;
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++) {
+		_mm512_store_si512(a->p[0] + f->p + i * 64, r->hi[i]);
+		if (fp16)
+			_mm512_store_si512(a->p[1] + f->p + i * 64, r->lo[i]);
 	}
 }
 
-AMX_FN void soft_finish(struct amx *a)
+enum { SLICES = 8 };
+
+AMX_INLINE void soft_slice(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
 {
-	while (a->soft.active)
-		soft_step(a);
+	if (slice == 0)
+		soft_maximum(a, f, r);
+	else if (slice < 5)
+		soft_exp8(f, r, (slice - 1) * 8, fp16);
+	else
+		soft_transpose(a, f, r, slice, fp16);
+}
+
+/* Queues S of 32 keys from `key` of block b on; hidden keys become -inf here. */
+AMX_FN void soft_queue(struct amx *a, struct soft *f, const struct block *b, int tile, int key, unsigned char *s)
+{
+	const int64_t t0 = b->start + key;
+	f->s = (float *)s;
+	f->tile = tile;
+	f->scale = a->w->p->scale;
+	f->p = (tile * a->strips + key / 32) * TILE;
+	if (key + 32 <= b->keys && a->lo[tile] <= t0 && t0 + 32 <= a->hi[tile])
+		return;
+	const __m512i lo = _mm512_loadu_si512(a->w->lo + tile * 16), hi = _mm512_loadu_si512(a->w->hi + tile * 16);
+	for (int i = 0; i < 32; i++) {
+		const __m512i t = _mm512_set1_epi32((int)(t0 + i));
+		__mmask16 seen = _mm512_cmple_epi32_mask(lo, t) & _mm512_cmplt_epi32_mask(t, hi);
+		if (key + i >= b->keys)
+			seen = 0;
+		const __m512 x = _mm512_mul_ps(_mm512_load_ps(f->s + i * 16), _mm512_set1_ps(f->scale));
+		_mm512_store_ps(f->s + i * 16, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, x));
+	}
+	f->scale = 1;
 }
 
 /* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */
@@ -394,124 +395,141 @@ AMX_FN void soft_finish(struct amx *a)
 /* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only. */
 static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
 
-/* Two head tiles, 32 keys at a time.  k is cut in two halves with an S each (the softmax adds them), so that half a
- * unit of Q, 18 KiB, stays in L1 and C is never read back. */
-AMX_INLINE void qk_wide(struct amx *a, const struct block *b, int unit, unsigned char *s, int products, int lines)
+/* Stores C number `reg` of the last pass where it still lies in tiles.  In memory: [32 keys of a tile][tile or the next
+ * 32 keys]; the wide pass has its tiles in the order keys, rows. */
+#define STORE_C(reg)                                                                            \
+	do {                                                                                        \
+		if (a->last.state == PASS_IN_TILES)                                                     \
+			TSTORE(reg, a->last.s + (a->last.width == 2 ? reg % 2 * 2 + reg / 2 : reg) * TILE); \
+	} while (0)
+
+AMX_FN void finish_stores(struct amx *a)
 {
-	unsigned char *to = NULL; /* where C of the previous pass goes */
-	const int steps = a->half_steps;
-	for (int half = 0; half < 2; half++)
-		for (int g = 0; g * 16 < b->keys; g += 2) {
-			for (int product = 0; product < products; product++) {
-				const unsigned char *a0 = b->k[side_a[product]][g] + half * steps * 64;
-				const unsigned char *a1 = b->k[side_a[product]][g + 1] + half * steps * 64;
-				const unsigned char *b0 = a->q[side_b[product]] + (unit * 4 + half * 2) * steps * TILE;
-				const unsigned char *b1 = b0 + steps * TILE;
-				int k = 0;
-				if (product == 0) {
-					TLOAD(4, a0, b->stride);
-					TLOAD(6, b0, 64);
-					if (to)
-						TSTORE(0, to);
-					TZERO(0);
-					TDP(0, 4, 6);
-					TLOAD(7, b1, 64);
-					if (to)
-						TSTORE(1, to + S_BYTES);
-					TZERO(1);
-					TDP(1, 4, 7);
-					TLOAD(5, a1, b->stride);
-					if (to)
-						TSTORE(2, to + TILE);
-					TZERO(2);
-					TDP(2, 5, 6);
-					if (to)
-						TSTORE(3, to + S_BYTES + TILE);
-					TZERO(3);
-					TDP(3, 5, 7);
-					prefetch_lines(a, lines);
-					soft_step(a);
-					k = 1;
-				}
-				for (; k < steps; k++) {
-					TLOAD(4, a0 + k * 64, b->stride);
-					TLOAD(6, b0 + k * TILE, 64);
-					TDP(0, 4, 6);
-					TLOAD(7, b1 + k * TILE, 64);
-					TDP(1, 4, 7);
-					TLOAD(5, a1 + k * 64, b->stride);
-					TDP(2, 5, 6);
-					TDP(3, 5, 7);
-					prefetch_lines(a, lines);
-					soft_step(a);
-				}
-			}
-			to = s + half * 2 * S_BYTES + g * TILE;
-		}
-	TSTORE(0, to);
-	TSTORE(1, to + S_BYTES);
-	TSTORE(2, to + TILE);
-	TSTORE(3, to + S_BYTES + TILE);
+	STORE_C(0);
+	STORE_C(1);
+	STORE_C(2);
+	STORE_C(3);
+	a->last.state = PASS_STORED;
 }
 
-/* One head tile: 64 keys at a time, a C tile for each 16. */
-AMX_INLINE void qk_narrow(struct amx *a, const struct block *b, int unit, unsigned char *s, int products, int lines)
+/* The softmax of the last pass, whose S is in memory, may start. */
+AMX_FN void queue_last(struct amx *a)
 {
-	const int steps = a->half_steps;
-	for (int half = 0; half < 2; half++)
-		for (int g = 0; g * 16 < b->keys; g += 4) {
-			TZERO(0);
-			TZERO(1);
-			TZERO(2);
-			TZERO(3);
-			for (int product = 0; product < products; product++) {
-				const unsigned char *const *k = &b->k[side_a[product]][g];
-				const unsigned char *q = a->q[side_b[product]] + (unit * 4 + half) * steps * TILE;
-				for (int i = half * steps; i < (half + 1) * steps; i++, q += TILE) {
-					TLOAD(7, q, 64);
-					TLOAD(4, k[0] + i * 64, b->stride);
-					TDP(0, 4, 7);
-					TLOAD(5, k[1] + i * 64, b->stride);
-					TDP(1, 5, 7);
-					TLOAD(6, k[2] + i * 64, b->stride);
-					TDP(2, 6, 7);
-					TLOAD(4, k[3] + i * 64, b->stride);
-					TDP(3, 4, 7);
-					prefetch_lines(a, lines);
-					soft_step(a);
+	const struct pass *l = &a->last;
+	const int wide = l->width == 2, key = l->group * 16;
+	soft_queue(a, &a->soft[0], l->b, l->unit * 2, key, l->s);
+	soft_queue(a, &a->soft[1], l->b, l->unit * 2 + wide, wide ? key : key + 32, l->s + 2 * TILE);
+}
+
+/* One k step.  `turn`: the first of a pass, where C of the last pass leaves the tiles. */
+#define TURN_C(reg)       \
+	do {                  \
+		if (turn) {       \
+			STORE_C(reg); \
+			TZERO(reg);   \
+		}                 \
+	} while (0)
+AMX_INLINE void qk_step(struct amx *a, const unsigned char *const *k, int64_t stride, const unsigned char *q, int step,
+                        int width, int turn, int lines)
+{
+	q += step * TILE;
+	if (width == 2) {
+		TLOAD(4, k[0] + step * 64, stride);
+		TLOAD(6, q, 64);
+		TURN_C(0);
+		TDP(0, 4, 6);
+		TLOAD(7, q + a->steps * TILE, 64);
+		TURN_C(1);
+		TDP(1, 4, 7);
+		TLOAD(5, k[1] + step * 64, stride);
+		TURN_C(2);
+		TDP(2, 5, 6);
+		TURN_C(3);
+		TDP(3, 5, 7);
+	} else {
+		TLOAD(6, q, 64);
+		TLOAD(4, k[0] + step * 64, stride);
+		TURN_C(0);
+		TDP(0, 4, 6);
+		TLOAD(5, k[1] + step * 64, stride);
+		TURN_C(1);
+		TDP(1, 5, 6);
+		TLOAD(4, k[2] + step * 64, stride);
+		TURN_C(2);
+		TDP(2, 4, 6);
+		TLOAD(5, k[3] + step * 64, stride);
+		TURN_C(3);
+		TDP(3, 5, 6);
+	}
+	prefetch_lines(a, lines);
+}
+
+/* One pass over all of k; carries the softmax of the last pass. */
+AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products, int lines)
+{
+	const int steps = a->steps;
+	const int64_t stride = now.b->stride;
+	for (int product = 0; product < products; product++) {
+		const unsigned char *const *k = &now.b->k[side_a[product]][now.group];
+		const unsigned char *q = a->q[side_b[product]] + now.unit * 2 * steps * TILE;
+		int step = 0;
+		if (product == 0) {
+			qk_step(a, k, stride, q, step++, width, 1, lines);
+			if (a->last.state != PASS_NONE) {
+				queue_last(a);
+				for (int i = 0; i < 2; i++) {
+					struct soft_registers r;
+#pragma GCC unroll 8
+					for (int slice = 0; slice < SLICES; slice++) {
+						if (step < steps)
+							qk_step(a, k, stride, q, step++, width, 0, lines);
+						soft_slice(a, &a->soft[i], &r, slice, products > 1);
+					}
 				}
 			}
-			unsigned char *to = s + half * S_BYTES + g * TILE;
-			TSTORE(0, to);
-			TSTORE(1, to + TILE);
-			TSTORE(2, to + 2 * TILE);
-			TSTORE(3, to + 3 * TILE);
 		}
+		while (step < steps)
+			qk_step(a, k, stride, q, step++, width, 0, lines);
+	}
+	a->last = now;
+}
+
+/* The last softmax, with nothing to hide behind. */
+AMX_INLINE void finish_last(struct amx *a, int fp16)
+{
+	finish_stores(a);
+	queue_last(a);
+	for (int i = 0; i < 2; i++) {
+		struct soft_registers r;
+#pragma GCC unroll 8
+		for (int slice = 0; slice < SLICES; slice++)
+			soft_slice(a, &a->soft[i], &r, slice, fp16);
+	}
+	a->last.state = PASS_NONE;
 }
 
 /* ---- O += P V ------------------------------------------------------------------------------------------------ */
 
-/* Interleaves rows 2r and 2r + 1 of a panel, for r in [from, to): B tiles of the panel's lower and upper dims (by the
- * order of punpck: the dims of O come out permuted, see row_amx).  Rows past the last key become zeros. */
-AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, unsigned char *v, int from, int to)
+/* Interleaves the rows of one panel in pairs: B tiles of the panel's lower and upper dims (by the order of punpck: the
+ * dims of O come out permuted, see row_amx).  Rows past the last key become zeros. */
+AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int strips, int fp16)
 {
-	for (int part = 0; part <= a->fp16; part++) {
-		unsigned char *lower = v + part * PANEL_BYTES, *upper = lower + STRIPS * TILE;
-		for (int r = from; r < to; r++) {
+	const __m512i zero = _mm512_setzero_si512();
+	const int whole = b->keys / 2;
+	for (int part = 0; part <= fp16; part++) {
+		unsigned char *lower = a->v + part * a->block_keys * 64, *upper = lower + a->strips * TILE;
+		for (int r = 0; r < strips * 16; r++) {
 			const unsigned char *row = b->k[part][r / 8] + (r % 8 * 2) * b->stride + panel * 64;
-			__m512i x = _mm512_setzero_si512(), y = x;
-			if (2 * r + 1 < b->keys)
-				y = _mm512_load_si512(row + b->stride);
-			if (2 * r < b->keys)
-				x = _mm512_load_si512(row);
+			const __m512i x = r < whole || 2 * r < b->keys ? _mm512_load_si512(row) : zero;
+			const __m512i y = r < whole ? _mm512_load_si512(row + b->stride) : zero;
 			_mm512_store_si512(lower + r * 64, _mm512_unpacklo_epi16(x, y));
 			_mm512_store_si512(upper + r * 64, _mm512_unpackhi_epi16(x, y));
 		}
 	}
 }
 
-/* Stores the previous C to `from`, then starts the next one from `to`. */
-#define TURN_C(reg, from, to)   \
+/* Stores the C before (`from`) and starts the next (`to`). */
+#define NEXT_C(reg, from, to)   \
 	do {                        \
 		if (from)               \
 			TSTORE(reg, from);  \
@@ -520,64 +538,59 @@ AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, unsi
 		else                    \
 			TZERO(reg);         \
 	} while (0)
+#define NOTHING ((unsigned char *)NULL)
 
 AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines)
 {
-	const int strips = (b->keys + 31) / 32, pairs = strips * 16;
-	const int per_step = (16 + a->units * products - 1) / (a->units * products);
+	const int strips = (b->keys + 31) / 32;
 	unsigned char *from = NULL;
-	int from_width = 0;
-	pack_pairs(a, b, 0, a->v[0], 0, pairs);
+	int from_wide = 0;
 	for (int panel = 0; panel < PANELS; panel++) {
-		const unsigned char *v = a->v[panel % 2];
-		int packed = panel + 1 < PANELS ? 0 : pairs;
+		pack_panel(a, b, panel, strips, products > 1);
 		for (int unit = 0; unit < a->units; unit++) {
 			const int wide = unit_width(a, unit) == 2;
 			unsigned char *to = o_tiles(a, unit, panel);
 			for (int product = 0; product < products; product++) {
-				const unsigned char *p0 = a->p[side_a[product]] + unit * 2 * STRIPS * TILE, *p1 = p0 + STRIPS * TILE;
-				const unsigned char *v0 = v + side_b[product] * PANEL_BYTES, *v1 = v0 + STRIPS * TILE;
+				const unsigned char *p0 = a->p[side_a[product]] + unit * 2 * a->strips * TILE;
+				const unsigned char *p1 = p0 + a->strips * TILE;
+				const unsigned char *v0 = a->v + side_b[product] * a->block_keys * 64, *v1 = v0 + a->strips * TILE;
 				for (int k = 0; k < strips; k++) {
 					const int turn = product == 0 && k == 0;
 					TLOAD(4, p0 + k * TILE, 64);
 					TLOAD(6, v0 + k * TILE, 64);
 					if (turn)
-						TURN_C(0, from, to);
+						NEXT_C(0, from, to);
 					TDP(0, 4, 6);
 					TLOAD(7, v1 + k * TILE, 64);
 					if (turn)
-						TURN_C(1, from ? from + TILE : NULL, to + TILE);
+						NEXT_C(1, from ? from + TILE : NULL, to + TILE);
 					TDP(1, 4, 7);
-					if (turn && from_width == 2) {
-						TSTORE(2, from + 2 * TILE);
-						TSTORE(3, from + 3 * TILE);
+					if (wide)
+						TLOAD(5, p1 + k * TILE, 64);
+					if (turn) {
+						if (from_wide) {
+							TSTORE(2, from + 2 * TILE);
+							TSTORE(3, from + 3 * TILE);
+						}
+						if (wide) {
+							NEXT_C(2, NOTHING, to + 2 * TILE);
+							NEXT_C(3, NOTHING, to + 3 * TILE);
+						}
 					}
 					if (wide) {
-						TLOAD(5, p1 + k * TILE, 64);
-						if (turn)
-							TURN_C(2, (unsigned char *)NULL, to + 2 * TILE);
 						TDP(2, 5, 6);
-						if (turn)
-							TURN_C(3, (unsigned char *)NULL, to + 3 * TILE);
 						TDP(3, 5, 7);
 					}
 					prefetch_lines(a, lines);
-					if (packed < pairs) {
-						const int until = packed + per_step < pairs ? packed + per_step : pairs;
-						pack_pairs(a, b, panel + 1, a->v[(panel + 1) % 2], packed, until);
-						packed = until;
-					}
 				}
 			}
 			from = to;
-			from_width = wide ? 2 : 1;
+			from_wide = wide;
 		}
-		if (packed < pairs)
-			pack_pairs(a, b, panel + 1, a->v[(panel + 1) % 2], packed, pairs);
 	}
 	TSTORE(0, from);
 	TSTORE(1, from + TILE);
-	if (from_width == 2) {
+	if (from_wide) {
 		TSTORE(2, from + 2 * TILE);
 		TSTORE(3, from + 3 * TILE);
 	}
@@ -590,25 +603,29 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 AMX_INLINE void walk_blocks(struct amx *a, int products)
 {
 	struct walk *w = a->w;
-	const int steps = (a->tiles * a->half_steps + a->units * PANELS) * STRIPS; /* of QK and PV */
-	const int lines = (KB * a->row_lines + steps * products - 1) / (steps * products);
+	const int steps = (a->tiles * a->steps / 2 + a->units * PANELS) * a->strips; /* of QK and PV, per block */
+	const int lines = (a->block_keys * a->steps + steps * products - 1) / (steps * products);
 	int side = 0, turn = 0;
-	for (int64_t start = w->begin; start < w->end; start += KB, side ^= 1) {
+	for (int64_t start = w->begin; start < w->end; start += a->block_keys, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
-		prefetch_from(a, start + KB);
-		for (int unit = 0; unit < a->units; unit++, turn ^= 1) {
-			if (unit_width(a, unit) == 2)
-				qk_wide(a, b, unit, a->s[turn], products, lines);
-			else
-				qk_narrow(a, b, unit, a->s[turn], products, lines);
-			soft_finish(a);
-			if (unit == 0 && start > w->begin)
-				pv(a, &a->blocks[side ^ 1], products, lines);
-			soft_begin(a, b, unit, a->s[turn]);
+		prefetch_from(a, start + a->block_keys);
+		for (int unit = 0; unit < a->units; unit++) {
+			const int width = unit_width(a, unit);
+			for (int group = 0; group * 16 < b->keys; group += 4 / width, turn ^= 1) {
+				const struct pass now = {b, unit, group, width, a->s + turn * PASS, PASS_IN_TILES};
+				if (width == 2)
+					qk_pass(a, now, 2, products, lines);
+				else
+					qk_pass(a, now, 1, products, lines);
+				if (unit == 0 && group == 0 && start > w->begin) { /* P of the block before is complete */
+					finish_stores(a);
+					pv(a, &a->blocks[side ^ 1], products, lines);
+				}
+			}
 		}
 	}
-	soft_finish(a);
+	finish_last(a, products > 1);
 	pv(a, &a->blocks[side ^ 1], products, lines);
 }
 
@@ -631,8 +648,9 @@ AMX_FN void walk_amx(struct walk *w)
 	a->fp16 = w->p->type == TYPE_FP16;
 	a->tiles = row_tiles(w->rows);
 	a->units = (a->tiles + 1) / 2;
-	a->half_steps = (int)w->p->d_qk / 64;
-	a->row_lines = (int)w->p->d_qk / 32;
+	a->steps = (int)w->p->d_qk / 32;
+	a->block_keys = keys_of_block(w->p->type, a->tiles);
+	a->strips = a->block_keys / 32;
 	for (int r = 0; r < a->tiles * 16; r++) {
 		w->m[r] = -INFINITY;
 		w->l[r] = 0;
@@ -640,6 +658,11 @@ AMX_FN void walk_amx(struct walk *w)
 			w->lo[r] = 0;
 			w->hi[r] = INT32_MAX;
 		}
+	}
+	for (int r = 0; r < a->tiles * 16; r++) {
+		int32_t *lo = &a->lo[r / 16], *hi = &a->hi[r / 16];
+		*lo = r % 16 == 0 || w->lo[r] > *lo ? w->lo[r] : *lo;
+		*hi = r % 16 == 0 || w->hi[r] < *hi ? w->hi[r] : *hi;
 	}
 	amx_begin();
 	pack_q(a);
