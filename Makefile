@@ -141,6 +141,8 @@ $(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
 # Counts allocations of the library's own code.
 $(BUILD)/tests/test_properties: LDFLAGS += $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
 
+$(BUILD)/tests/test_cli: $(filter-out %/flashmla.c.o,$(CLI_OBJ))
+
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/test_%.c.o $(SHARED_OBJ) $(INNER_LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
