@@ -11,7 +11,7 @@ PY_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(PY_SRC))
 PY_FILES := $(shell find python/flash_mla -name '*.py' -o -name '*.pyi' -o -name py.typed)
 PY_STAGED := $(patsubst python/%,$(BUILD)/python/%,$(PY_FILES))
 
-.PHONY: python check-python check-python-gpu bench-python
+.PHONY: python check-python check-python-asan check-python-gpu bench-python
 
 python: $(PY_EXT) $(PY_STAGED)
 
@@ -33,6 +33,16 @@ $(BUILD)/python/%: python/%
 
 check-python: python
 	@BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh
+
+# The extension and the library under AddressSanitizer and UBSan, inside an unsanitised Python (so without leak checks;
+# test_memory_stays_flat counts those).
+ASAN_LIBS = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+check-python-asan:
+	@$(MAKE) --no-print-directory python BUILD='$(BUILD)/asan' OPT=-O1 \
+		EXTRA_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
+	@PRELOAD='$(ASAN_LIBS)' PYTHON='$(PYTHON)' BUILD='$(abspath $(BUILD))/asan' \
+		tests/python/run.sh --ignore=tests/python/test_wheel.py --ignore=tests/python/test_example.py \
+		-k 'not inductor and not memory and not environment' -q
 
 # The same suite on the GPU, with graphs, streams and the client contracts; fails without one.
 check-python-gpu: python

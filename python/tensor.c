@@ -235,12 +235,31 @@ static int import_array(struct state *st, PyObject *object, PyObject *interface,
 	return 0;
 }
 
+/* Says which argument an exporter refused, with the first line of its own reason. */
+static int refused(const char *name)
+{
+	PyObject *type, *value, *traceback;
+	PyErr_Fetch(&type, &value, &traceback);
+	PyObject *text = value ? PyObject_Str(value) : NULL;
+	PyObject *lines = text ? PyUnicode_Splitlines(text, 0) : NULL;
+	if (lines && PyList_Size(lines) > 0)
+		PyErr_Format(PyExc_TypeError, "%s cannot be taken: %U", name, PyList_GetItem(lines, 0));
+	else
+		PyErr_Format(PyExc_TypeError, "%s cannot be taken", name);
+	Py_XDECREF(text);
+	Py_XDECREF(lines);
+	Py_XDECREF(type);
+	Py_XDECREF(value);
+	Py_XDECREF(traceback);
+	return -1;
+}
+
 /* A DLPack capsule, taken without synchronisation: the work is queued on the producer's current stream. */
 static int import_capsule(struct state *st, PyObject *object, const char *name, struct import *in)
 {
 	PyObject *capsule = framework_call(st, "dlpack_capsule", "(O)", object);
 	if (!capsule)
-		return -1;
+		return refused(name);
 	struct managed_tensor *managed = PyCapsule_GetPointer(capsule, "dltensor");
 	if (!managed || managed->tensor.ndim > MAX_NDIM) {
 		if (managed)
@@ -263,7 +282,7 @@ int import_tensor(struct state *st, PyObject *object, const char *name, int writ
 	in->ptr = &in->tensor;
 	const struct exchange_table *table = exchange_of(st, object);
 	if (table)
-		return table->tensor_from_object(object, &in->tensor);
+		return table->tensor_from_object(object, &in->tensor) ? refused(name) : 0;
 
 	memset(&in->tensor, 0, sizeof(in->tensor));
 	in->tensor.device.type = FMLA_DEVICE_CPU;
@@ -306,10 +325,12 @@ int import_all(struct state *st, const struct tensor_arg *which, PyObject *const
 
 int lengths_as_int32(struct state *st, PyObject *object, const char *name, struct import *in)
 {
-	struct fmla_tensor *t = &in->tensor;
+	if (!in->ptr) /* None: the tensor was never filled in */
+		return 0;
+	const struct fmla_tensor *t = &in->tensor;
 	const int int32 = t->dtype.code == 0 && t->dtype.bits == 32, int64 = t->dtype.code == 0 && t->dtype.bits == 64;
 	const int dense = t->ndim != 1 || !t->strides || t->strides[0] == 1 || t->shape[0] <= 1;
-	if (!in->ptr || (int32 && dense) || !(int32 || int64))
+	if ((int32 && dense) || !(int32 || int64))
 		return 0;
 	PyObject *cast = framework_call(st, "to_int32", "(O)", object);
 	if (!cast)
