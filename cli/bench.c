@@ -9,8 +9,8 @@
  *
  * A shared machine changes by the second.  So each pass has a probe of the machine's limits next to it (roof.h) and
  * counts as its share of that.  A pass whose probe found less than 80 % of the best arithmetic of this run is dropped,
- * whatever its own time was: a busy hyper-thread halves the probe, the clock alone moves it by 20 %.  When all passes
- * were disturbed, all count and the line says so. */
+ * whatever its own time was: a busy hyper-thread halves the probe, the clock alone moves it by 20 %.  A row whose
+ * passes were all disturbed, or during which other processes took more than 5 % of a core, is marked. */
 #include "batch.h"
 #include "cli.h"
 #include "device.h"
@@ -42,6 +42,7 @@ struct row {
 	    calm; /* calm: passes whose probe found an undisturbed machine */
 	double us, us_min, plan_us, bytes, flop;
 	double share;     /* of the limit, 0..1; 0: no limit is known */
+	double others;    /* cores that other processes kept busy     */
 	struct roof roof; /* medians of the probes                    */
 	int64_t wrong;    /* requests that differ from the reference; -1: not compared */
 	double worst;     /* largest absolute error of out */
@@ -120,6 +121,7 @@ static int time_passes(struct bench *b, struct step *s, struct row *row, struct 
 
 	progress(row->name, 0, 1);
 	time_pass(s, &code);
+	const double others = others_cpu_seconds();
 	start = now_seconds();
 	while (code == EXIT_OK && !interrupted && row->passes < most &&
 	       (row->passes < LEAST || now_seconds() - start < b->o.seconds)) {
@@ -131,6 +133,8 @@ static int time_passes(struct bench *b, struct step *s, struct row *row, struct 
 		b->best_tflops = fmax(b->best_tflops, sample->roof.tflops);
 		progress(row->name, (int64_t)((now_seconds() - start) * 1e3), (int64_t)(b->o.seconds * 1e3) + 1);
 	}
+	if (s->device == FMLA_DEVICE_CPU)
+		row->others = fmax(0, others_cpu_seconds() - others) / (now_seconds() - start);
 	return code;
 }
 
@@ -210,8 +214,8 @@ static void print_row_json(const struct bench *b, const struct row *r)
 	       dtype_name(r->shape.dtype), r->us, r->us_min, r->plan_us, r->bytes / r->us / 1e3, r->flop / r->us / 1e6);
 	printf(", \"roof_pct\": ");
 	if (r->share > 0)
-		printf("%.1f, \"roof_gbs\": %.2f, \"roof_tflops\": %.4f, \"undisturbed\": %lld", 100 * r->share, r->roof.gbs,
-		       r->roof.tflops, (long long)r->calm);
+		printf("%.1f, \"roof_gbs\": %.2f, \"roof_tflops\": %.4f, \"undisturbed\": %lld, \"other_cores\": %.2f",
+		       100 * r->share, r->roof.gbs, r->roof.tflops, (long long)r->calm, r->others);
 	else
 		printf("null");
 	if (r->wrong >= 0)
@@ -229,11 +233,16 @@ static void print_head(const struct bench *b)
 	printf(b->o.verify ? "  %s\n" : "\n", "largest error");
 }
 
+static bool is_disturbed(const struct row *r)
+{
+	return r->share > 0 && (r->calm == 0 || r->others > 0.05);
+}
+
 static void print_row(const struct row *r)
 {
 	char tokens[16], limit[16] = "-";
 	if (r->share > 0)
-		snprintf(limit, sizeof(limit), "%.0f %%%s", 100 * r->share, r->calm ? "" : "*");
+		snprintf(limit, sizeof(limit), "%.0f %%%s", 100 * r->share, is_disturbed(r) ? "*" : "");
 	printf("%-16s %5lld %4lld %4lld %5s %8s %9.1f %8.1f %8.3f %6s", r->name, (long long)r->b, (long long)r->shape.s_q,
 	       (long long)r->shape.h_q, dtype_name(r->shape.dtype), human_count((double)r->kv_tokens, tokens), r->us,
 	       r->bytes / r->us / 1e3, r->flop / r->us / 1e6, limit);
@@ -280,7 +289,7 @@ static void print_tail(const struct bench *b, const struct batches *all)
 	const struct roof roof = shown_roof(b);
 	bool disturbed = false;
 	for (int i = 0; i < b->count; i++)
-		disturbed = disturbed || b->rows[i].calm == 0;
+		disturbed = disturbed || is_disturbed(&b->rows[i]);
 	if (b->o.batch.trace && b->count > 1)
 		print_trace_summary(b, all);
 	if (roof.gbs > 0)
@@ -294,7 +303,7 @@ static void print_tail(const struct bench *b, const struct batches *all)
 	if (roof.gbs > 0)
 		printf("limit     share of what this machine can do: 100 %% would be a perfect use of its memory or of its\n"
 		       "          arithmetic, whichever binds%s\n",
-		       disturbed ? "; * other work on the machine disturbed every sample" : "");
+		       disturbed ? "; * other work kept the machine busy meanwhile" : "");
 	if (b->o.verify)
 		printf("largest error  of an output value; every request was compared with the double-precision reference\n");
 }

@@ -4,7 +4,11 @@
 #include "../bench/cpu_probe.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 /* Bulk copies of random pages into shared memory, and cuBLAS bf16 8192^3 on random data, both on a cool card. */
 static const struct {
@@ -43,6 +47,27 @@ struct roof roof_probe(const struct fmla_backend_info *info, const void *kv, siz
 		if (strcmp(cards[i].device, info->device_name) == 0)
 			roof = cards[i].roof;
 	return roof;
+}
+
+double others_cpu_seconds(void)
+{
+	/* cpu user nice system idle iowait irq softirq steal ..., in ticks */
+	enum { IDLE = 3, IOWAIT = 4, FIELDS = 8 };
+	double busy = 0;
+	FILE *file = fopen("/proc/stat", "r");
+	if (!file)
+		return 0;
+	char line[256] = "";
+	char *at = fgets(line, sizeof(line), file) ? line + strcspn(line, " ") : line;
+	for (int i = 0; i < FIELDS; i++) {
+		const double ticks = strtod(at, &at);
+		busy += i == IDLE || i == IOWAIT ? 0 : ticks;
+	}
+	fclose(file);
+	struct rusage own;
+	getrusage(RUSAGE_SELF, &own);
+	return busy / (double)sysconf(_SC_CLK_TCK) - (double)(own.ru_utime.tv_sec + own.ru_stime.tv_sec) -
+	       (double)(own.ru_utime.tv_usec + own.ru_stime.tv_usec) * 1e-6;
 }
 
 const char *roof_read_name(const struct fmla_backend_info *info)

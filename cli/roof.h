@@ -19,7 +19,11 @@ struct roof {
 /* kv: the caches that the next sample reads. */
 struct roof roof_probe(const struct fmla_backend_info *info, const void *kv, size_t bytes);
 
-/* "DRAM read" and "AMX bf16", for tables and pictures. */
+/* CPU seconds that everybody else on this machine has used so far (user, system, stolen by the host), to 0.01 s; a
+ * probe of a fraction of a millisecond cannot see another process that comes and goes. */
+double others_cpu_seconds(void);
+
+/* "memory read" and "AMX bf16", for tables and pictures. */
 const char *roof_read_name(const struct fmla_backend_info *info);
 const char *roof_compute_name(const struct fmla_backend_info *info);
 
