@@ -93,8 +93,12 @@ fmla_status cpu_combine(struct fmla_ctx *ctx, const struct problem *p)
 static void merge_row(const struct cpu_kernel *kernel, const struct merge_problem *p, int64_t i, int64_t s, int64_t h)
 {
 	const size_t in_size = p->in_type == TYPE_FP32 ? 4 : 2;
-	const char *in = (const char *)p->in + (i * p->in_b + s * p->in_s + h * p->in_h) * (int64_t)in_size;
-	const float *in_lse = p->in_lse + (i * p->in_lse_b + h * p->in_lse_h + s * p->in_lse_s);
+	const char *in = NULL;
+	const float *in_lse = NULL;
+	if (p->n > 0) { /* the pointers of no partials may be NULL */
+		in = (const char *)p->in + (i * p->in_b + s * p->in_s + h * p->in_h) * (int64_t)in_size;
+		in_lse = p->in_lse + (i * p->in_lse_b + h * p->in_lse_h + s * p->in_lse_s);
+	}
 	const int64_t out_at = i * p->out_b + s * p->out_s + h * p->out_h;
 
 	float max = -INFINITY, weight = 0;

@@ -100,7 +100,7 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	size_t at = (sizeof *a + 4095) & ~(size_t)4095;
 #define TAKE(field, bytes)                                          \
 	do {                                                            \
-		a->field = base + at;                                       \
+		a->field = (unsigned char *)((uintptr_t)base + at);         \
 		at += (size_t)(bytes) + 4 * LINE; /* off the same L1 set */ \
 	} while (0)
 	TAKE(o, tiles * PANELS * 2 * TILE);

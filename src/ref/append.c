@@ -6,18 +6,18 @@
 
 #include <string.h>
 
+static void copy_values(void *to, int64_t at, const void *from, int64_t from_at, int64_t n)
+{
+	if (n > 0) /* the pointers of an absent or empty tensor may be NULL */
+		memcpy((uint16_t *)to + at, (const uint16_t *)from + from_at, (size_t)n * sizeof(uint16_t));
+}
+
 static void append_row(const struct append_problem *p, int64_t n, int64_t slot)
 {
-	const size_t value = sizeof(uint16_t);
 	for (int64_t h = 0; h < p->h_kv; h++) {
-		char *to = (char *)p->kv +
-		           (slot / p->page * p->kv_page + slot % p->page * p->kv_token + h * p->kv_head) * (int64_t)value;
-		const char *latent = (const char *)p->latent + (n * p->latent_n + h * p->latent_h) * (int64_t)value;
-		if (p->d_latent > 0)
-			memcpy(to, latent, (size_t)p->d_latent * value);
-		const char *rope = (const char *)p->rope + (n * p->rope_n + h * p->rope_h) * (int64_t)value;
-		if (p->d_rope > 0)
-			memcpy(to + p->d_latent * (int64_t)value, rope, (size_t)p->d_rope * value);
+		const int64_t at = slot / p->page * p->kv_page + slot % p->page * p->kv_token + h * p->kv_head;
+		copy_values(p->kv, at, p->latent, n * p->latent_n + h * p->latent_h, p->d_latent);
+		copy_values(p->kv, at + p->d_latent, p->rope, n * p->rope_n + h * p->rope_h, p->d_rope);
 	}
 }
 

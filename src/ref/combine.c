@@ -105,6 +105,7 @@ fmla_status ref_combine(struct fmla_ctx *ctx, const struct problem *p)
 fmla_status ref_merge(struct fmla_ctx *ctx, const struct merge_problem *p)
 {
 	const int64_t rows = p->b * p->s_q * p->h_q;
+	(void)ctx; /* unused without OpenMP */
 
 #pragma omp parallel for num_threads(ctx->num_threads) schedule(static)
 	for (int64_t row = 0; row < rows; row++) {

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# `make coverage`: which lines of the host code in src/ the tests run, by gcov; fails below 90 %.
+set -u
+cd "$(dirname "$0")/.."
+. tests/need.sh
+need cmocka.h libcmocka-dev || exit 1
+build=build/coverage
+make -s -j"$(nproc)" CUDA=0 BUILD=$build OPT='-O0 -g' EXTRA_CFLAGS='--coverage -fprofile-update=atomic' tests || exit 1
+find $build -name '*.gcda' -delete
+for program in $build/tests/test_*; do
+	"$program" >"$program.log" 2>&1 || { echo "FAIL: $program"; tail -5 "$program.log"; exit 1; }
+done
+[ -x $build/flashmla ] && { tests/cli.sh $build >$build/cli.log 2>&1 || { echo 'FAIL: cli.sh'; tail -5 $build/cli.log; exit 1; }; }
+for object in $(find $build/obj/src -name '*.gcda'); do
+	gcov -n -o "$object" "$object" 2>/dev/null
+done | awk '
+	/^File .src\// { file = $2; gsub(/\047/, "", file) }
+	/^Lines executed:/ && file != "" {
+		split($0, x, /[:% ]+/)
+		lines = x[5]; ran = x[3] / 100 * lines
+		if (ran > best[file]) best[file] = ran
+		if (lines > size[file]) size[file] = lines
+		file = ""
+	}
+	END {
+		for (f in size) { printf "%-28s %5.1f %% of %4d lines\n", f, 100 * best[f] / size[f], size[f] | "sort"; all += size[f]; run += best[f] }
+		close("sort")
+		printf "coverage: %.1f %% of %d lines of src/\n", 100 * run / all, all
+		exit 100 * run / all < 90
+	}'
