@@ -173,14 +173,16 @@ enum fmla_flags {
 /* Dense paged decode.  All tensors live on one device.  b, s_q, h_q, h_kv, page, ... are read off the shapes.
  *
  * Lengths: cache_seqlens[i] counts all keys of request i, those of its own s_q query tokens included, already written.
- * Key t of request i is row t % page of page block_table[i, t / page].  A key is used when some query token of its request
- * sees it, a table entry or page when it holds a used key.  All others (past the length, before the window, pages of
- * nobody) may hold anything, NaN and wild indices included; they never reach a result.
+ * Key t of request i is row t % page of page block_table[i, t / page].  A key is used when some query token of its
+ * request sees it, a table entry or page when it holds a used key.  All others (past the length, before the window,
+ * pages of nobody) may hold anything, NaN and wild indices included; they never reach a result.
+ *
  * Negative lengths: an error where the host can see the lengths (CPU); treated as 0 on a GPU, as are lengths past
  * max_pages * page, which are cut there.
- * Page indices out of [0, num_pages) in a used entry: an error on the CPU (FMLA_ERR_PAGE).  On a GPU nothing outside of
- * kv_cache is ever read: the page's keys count as absent and every output row of that request becomes NaN, lse
- * included; FMLA_CHECK_PAGES turns it into FMLA_ERR_PAGE with the entry's coordinates.
+ *
+ * Page indices out of [0, num_pages) in a used entry: an error on the CPU (FMLA_ERR_PAGE).  On a GPU
+ * nothing outside of kv_cache is ever read: the page's keys count as absent and every output row of that request
+ * becomes NaN, lse included; FMLA_CHECK_PAGES turns it into FMLA_ERR_PAGE with the entry's coordinates.
  *
  * Visible keys of query token s: t < L when causal == 0, t <= L - s_q + s when causal == 1, with L the request's
  * length; with window > 0 also t > L - s_q + s - window.  A row that sees no key is empty: out = 0, lse = +inf (see

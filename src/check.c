@@ -161,19 +161,21 @@ static fmla_status check_no_overlap(struct fmla_ctx *ctx, const struct view *v)
 {
 	if (num_values(v) == 0)
 		return FMLA_OK;
+	int order[MAX_DIMS] = {0}; /* dimensions by stride */
+	for (int d = 0; d < v->ndim; d++) {
+		int at = d;
+		for (; at > 0 && v->stride[order[at - 1]] > v->stride[d]; at--)
+			order[at] = order[at - 1];
+		order[at] = d;
+	}
 	int64_t covered = 1; /* elements from 0 that the dimensions so far reach */
-	int done[MAX_DIMS] = {0};
-	for (int round = 0; round < v->ndim; round++) {
-		int next = -1;
-		for (int d = 0; d < v->ndim; d++)
-			if (!done[d] && (next < 0 || v->stride[d] < v->stride[next]))
-				next = d;
-		done[next] = 1;
-		if (v->n[next] == 1)
+	for (int i = 0; i < v->ndim; i++) {
+		const int d = order[i];
+		if (v->n[d] == 1)
 			continue;
-		REQUIRE(ctx, v->stride[next] >= covered, "stride %d of %s is %lld: elements of an output would share memory",
-		        next, v->name, (long long)v->stride[next]);
-		covered += (v->n[next] - 1) * v->stride[next];
+		REQUIRE(ctx, v->stride[d] >= covered, "stride %d of %s is %lld: elements of an output would share memory", d,
+		        v->name, (long long)v->stride[d]);
+		covered += (v->n[d] - 1) * v->stride[d];
 	}
 	return FMLA_OK;
 }

@@ -4,7 +4,7 @@
 # `make check`: every test of the CPU side, a line each, the closing lines of the test programs, and what was skipped and
 # why.  Logs lie in build/check.    tests/check.sh [STAGE...]     stages: unit cli header asan tsan valgrind fuzz nomp
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 jobs=$(nproc)
 logs=build/check

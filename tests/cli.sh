@@ -5,7 +5,7 @@
 #     tests/cli.sh [BUILD] [--update]     --update rewrites tests/golden
 # No test here may pass because the command did not start: every line expects an exit code and a text.
 set -u
-cd "$(dirname "$0")/.." || exit
+cd "$(dirname "$0")/.." || exit 1
 build=${1:-build} # holds flashmla and libflash_mla.so
 update=${2:-}
 flashmla=$build/flashmla

@@ -3,7 +3,7 @@
 #
 # `make coverage`: which lines of the host code in src/ the tests run, by gcov; fails below 90 %.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 need cmocka.h libcmocka-dev || exit 1
 build=build/coverage
@@ -13,9 +13,7 @@ for program in $build/tests/test_*; do
 	"$program" >"$program.log" 2>&1 || { echo "FAIL: $program"; tail -5 "$program.log"; exit 1; }
 done
 [ -x $build/flashmla ] && { tests/cli.sh $build >$build/cli.log 2>&1 || { echo 'FAIL: cli.sh'; tail -5 $build/cli.log; exit 1; }; }
-for object in $(find $build/obj/src -name '*.gcda'); do
-	gcov -n -o "$object" "$object" 2>/dev/null
-done | awk '
+find $build/obj/src -name '*.gcda' -exec gcov -n -o {} {} \; 2>/dev/null | awk '
 	/^File .src\// { file = $2; gsub(/\047/, "", file) }
 	/^Lines executed:/ && file != "" {
 		split($0, x, /[:% ]+/)

@@ -4,16 +4,17 @@
 # libFuzzer with ASan and UBSan on every target tests/fuzz_*.c.    tests/fuzz.sh SECONDS [TARGET...]
 # Inputs that were worth keeping lie in build/fuzz/corpus/TARGET; a crash leaves its input in build/fuzz and fails.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 seconds=${1:-60}
 shift $(($# > 0))
+[ $# = 0 ] && set -- tests/fuzz_*.c
 need clang clang || exit 1
 sanitize=fuzzer-no-link,address,undefined
 make -s -j"$(nproc)" CC=clang CUDA=0 OPENMP=0 BUILD=build/fuzz OPT='-O1 -g' \
 	EXTRA_CFLAGS="-fsanitize=$sanitize -fno-sanitize-recover=undefined" fuzzers || exit 1
 status=0
-for target in ${*:-tests/fuzz_*.c}; do
+for target in "$@"; do
 	name=$(basename "$target" .c)
 	mkdir -p "build/fuzz/corpus/$name"
 	seeds=()

@@ -4,7 +4,7 @@
 # The header in every language it promises, the names that the libraries export, and an installed copy used through
 # pkg-config.    tests/header.sh [BUILD]
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -81,7 +81,7 @@ if command -v pkg-config >/dev/null; then
 	expect "run it" env LD_LIBRARY_PATH="$installed/lib" "$tmp/example"
 	# shellcheck disable=SC2046
 	expect "pkg-config, static" gcc examples/decode.c $(pkg-config --cflags flash_mla) "$installed/lib/libflash_mla.a" \
-		$(PKG_CONFIG_SYSROOT_DIR= pkg-config --static --libs flash_mla | sed 's/-L[^ ]*fmla[^ ]*//; s/-lflash_mla//') -o "$tmp/example"
+		$(PKG_CONFIG_SYSROOT_DIR='' pkg-config --static --libs flash_mla | sed 's/-L[^ ]*fmla[^ ]*//; s/-lflash_mla//') -o "$tmp/example"
 	expect "run it" "$tmp/example"
 else
 	echo "SKIP: no pkg-config"; skipped=$((skipped + 1))

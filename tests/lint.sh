@@ -3,7 +3,7 @@
 #
 # `make lint`: format, warnings as errors with gcc and clang, cppcheck, and the small rules of CONTRIBUTING.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 failed=0
 mkdir -p build

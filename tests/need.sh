@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # SPDX-License-Identifier: MIT
 #
 # Sourced by the test scripts: need COMMAND|HEADER PACKAGE...  makes a tool or header available, with apt-get where that is

@@ -100,11 +100,21 @@ static void check_walk(const struct problem *p, struct plan_costs c, struct plan
 	for (int64_t j = 0; j < num_parts; j++) {
 		struct piece piece = {.req = -1};
 		int64_t cost = 0, pieces = 0;
+		if (rows[j].begin_req != PLAN_IDLE) { /* what the header says about the other fields */
+			assert_int_equal(rows[j].begin_split, split);
+			assert_int_equal(rows[j].first_split, splits[rows[j].begin_req + 1] - splits[rows[j].begin_req] > 1);
+			assert_int_equal(rows[j].last_split, splits[rows[j].end_req + 1] - splits[rows[j].end_req] > 1);
+			assert_int_equal(rows[j].tag, PLAN_TAG);
+		}
 		while (plan_next_piece(p, c.chunk, &rows[j], j, &piece)) {
 			assert_true(req < p->b);
 			const struct blocks r = request_blocks(p, req);
-			if (fresh)
+			if (fresh) { /* the blocks are those of the visible keys */
+				const struct keys keys = request_keys(p, req);
+				assert_int_equal(r.begin, keys.begin / BLOCK);
+				assert_int_equal(r.end, (keys.end + BLOCK - 1) / BLOCK);
 				block = r.begin;
+			}
 			assert_int_equal(piece.req, req);
 			assert_int_equal(piece.begin, block);
 			assert_true(piece.end <= r.end && (piece.end > piece.begin || count(r) == 0));

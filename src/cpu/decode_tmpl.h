@@ -50,10 +50,10 @@ static size_t lay_out(struct NAME(fp32) * a, const struct problem *p, int64_t ro
 	size_t at = (sizeof *a + LINE - 1) / LINE * LINE;
 	a->rows = (int)padded;
 	a->columns = (int)padded / LANES;
-#define TAKE(field, count)               \
-	do {                                 \
-		a->field = (float *)(base + at); \
-		at += (size_t)(count)*4 + LINE;  \
+#define TAKE(field, count)                          \
+	do {                                            \
+		a->field = (float *)((uintptr_t)base + at); \
+		at += (size_t)(count)*4 + LINE;             \
 	} while (0)
 	TAKE(q, padded * (size_t)p->d_qk);
 	TAKE(s, padded * KEYS);
