@@ -60,7 +60,6 @@ SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz
 
 CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c
 CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
-CLI_LIBS ?=
 CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
 
 FUZZERS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
@@ -133,7 +132,7 @@ $(BUILD)/flash_mla.pc:
 		'Cflags: -I$${includedir}' 'Libs: -L$${libdir} -lflash_mla' 'Libs.private: $(LDLIBS) $(OMP)' >$@
 
 $(BUILD)/flashmla: $(CLI_OBJ) $(SHARED_OBJ) $(LIB)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CLI_LIBS) $(LDLIBS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
 	@mkdir -p $(@D)
@@ -156,7 +155,7 @@ $(BUILD)/obj/cli.a: $(CLI_OBJ)
 # Needs clang and -fsanitize=fuzzer-no-link in EXTRA_CFLAGS, see tests/fuzz.sh.
 $(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.c.o $(BUILD)/obj/cli.a $(SHARED_OBJ) $(INNER_LIB)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(CLI_LIBS) $(LDLIBS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
 
 demo: cli
 	$(BUILD)/flashmla bench --backend cpu --workload azure-conv --b 32 --h-q 16,64,128 --verify --svg $(BUILD)/demo.svg
