@@ -146,7 +146,9 @@ def flash_mla_with_kvcache(
     if block_table is None or cache_seqlens is None:
         missing = "block_table" if block_table is None else "cache_seqlens"
         raise ValueError(f"{missing} is None, must be a tensor for dense decoding")
-    parts, splits = plan_tensors(tile_scheduler_metadata, num_splits)
+    parts, splits = None, None
+    if tile_scheduler_metadata is not None:
+        parts, splits = plan_tensors(tile_scheduler_metadata, num_splits, cache_seqlens.shape[0])
     try:
         result = api._decode(
             q, k_cache, block_table, cache_seqlens, None, attn_sink, parts, splits, out, lse,

@@ -145,17 +145,15 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def plan_tensors(meta: Any, num_splits: Any) -> tuple[Any, Any]:
-    """The plan that a kernel call is to use: (parts, splits), or (None, None) for one made from the live lengths.
+def plan_tensors(meta: Any, num_splits: Any, b: int) -> tuple[Any, Any]:
+    """The plan that a kernel call for b requests is to use: (parts, splits), or (None, None) for one made from the live
+    lengths.
 
-    Plain tensors are the caller's plan.  An object is always re-planned, unless tensors were assigned to it.
+    Plain tensors are the caller's plan.  An object is always re-planned, unless tensors that fit were assigned to it.
     """
-    if meta is None:
-        return None, None
     if isinstance(meta, FlashMLASchedMeta):
-        if meta._assigned and meta._parts is not None and meta._splits is not None:
-            return meta._parts, meta._splits
-        return None, None
+        fits = meta._assigned and meta._parts is not None and meta._splits is not None
+        return (meta._parts, meta._splits) if fits and meta._splits.shape[0] == b + 1 else (None, None)
     if not _frameworks.is_tensor(meta):
         raise TypeError(
             "tile_scheduler_metadata must be an int32 tensor [P, 8], a FlashMLASchedMeta or None, "

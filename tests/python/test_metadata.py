@@ -86,13 +86,19 @@ def test_hybrid_is_a_tensor_to_torch(device):
         meta.no_such_attribute
 
 
-def test_assigned_tensors_are_used_in_place(device):
+def test_assigned_tensors_are_used_in_place(device, monkeypatch):
     batch = make_batch([100, 5], device=device)
     plan = flash_mla.plan(batch.cache_seqlens, h_q=16)
     meta, _ = get_mla_metadata()
     meta.tile_scheduler_metadata, meta.num_splits = plan
+    used, native = [], flash_mla._C.decode
+    monkeypatch.setattr(flash_mla._C, "decode", lambda *a: (used.append(a[6:8]), native(*a)))
     check(*decode(batch, meta), batch.reference())
+    assert used[-1][0] is plan.parts and used[-1][1] is plan.splits
     assert meta.tile_scheduler_metadata is plan.parts and meta.num_splits is plan.splits and meta.have_initialized
+    other = make_batch([64, 1, 200], device=device)  # does not fit: the call plans for itself
+    check(*decode(other, meta), other.reference())
+    assert used[-1] == (None, None) and meta.num_splits is plan.splits
 
 
 @pytest.mark.parametrize("mode", ["tensor", "object", "auto"])
