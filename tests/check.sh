@@ -53,7 +53,7 @@ if stage unit; then
 	done
 fi
 if stage cli; then
-	build build/cpu cli
+	build build/cpu lib cli
 	run 'cli.sh' tests/cli.sh build/cpu
 fi
 if stage header; then
