@@ -56,7 +56,7 @@ missing_spdx() {
 }
 too_long() { awk 'length > 130 { print FILENAME ": " FNR ": " length " columns"; bad = 1 } END { exit bad }' "${sources[@]}"; }
 check 'SPDX line in every source' missing_spdx
-check 'no leftovers' sh -c '! grep -nE "TODO|FIXME|XXX|HACK" "$@"' - "${texts[@]}"
+check 'no leftovers' sh -c '! grep -nwE "TODO|FIXME|XXX|HACK" "$@"' - "${texts[@]}"
 check 'no trailing blanks' sh -c '! grep -nE "[ 	]+$" "$@"' - "${texts[@]}"
 check 'lines of at most 130 columns' too_long
 

@@ -105,7 +105,7 @@ static void check_merged(const struct merge *m, const char *who)
 			sum += isinf(lse) ? 0 : exp(lse - max);
 		}
 		const bool empty = sum == 0;
-		const double lse = max + log(sum);
+		const double lse = empty ? -INFINITY : max + log(sum);
 		const double sunk = m->args.attn_sink ? 1 / (1 + exp(*(float *)at(&m->sink, h, 0, 0, 0) - lse)) : 1;
 		want.lse[row] = !empty ? (float)lse : m->args.flags & FMLA_EMPTY_LSE_NEG_INF ? -INFINITY : INFINITY;
 		got.lse[row] = m->args.lse ? *(float *)at(&m->lse, i, h, s, 0) : want.lse[row];

@@ -32,7 +32,7 @@ static void load_keys(const struct problem *p, int64_t req, int64_t kv_head, str
 /* Adds the keys of one block that this row sees. */
 static void add_keys(const struct problem *p, struct ref_row *row, const struct ref_scratch *scratch, struct keys keys)
 {
-	double score[BLOCK], max = row->max;
+	double score[BLOCK] = {0}, max = row->max;
 	for (int64_t t = keys.begin; t < keys.end; t++) {
 		const float *k = scratch->k[t % BLOCK];
 		double dot = 0;

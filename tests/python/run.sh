@@ -51,7 +51,8 @@ if [ "${1:-}" = bench ]; then
 	exec "$python" bench/python_overhead.py
 fi
 if [ -n "${PRELOAD:-}" ]; then # the sanitizers' runtimes, see python.mk
-	export LD_PRELOAD="$PRELOAD $(gcc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0
+	LD_PRELOAD="$PRELOAD $(gcc -print-file-name=libstdc++.so.6)"
+	export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0
 fi
 "$python" -m pytest "$@"
 "$python" tests/test_flash_mla.py --quick
