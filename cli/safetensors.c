@@ -328,7 +328,8 @@ bool st_write(const char *path, struct st_tensor *tensors, void *const *data, in
 			fputc((int)((uint64_t)padded >> (8 * i) & 0xff), file);
 		fprintf(file, "%-*s", (int)padded, header);
 		for (int i = 0; i < count; i++)
-			fwrite(data[i], 1, (size_t)(tensors[i].end - tensors[i].begin), file);
+			if (tensors[i].end > tensors[i].begin) /* the data of an empty tensor may be NULL */
+				fwrite(data[i], 1, (size_t)(tensors[i].end - tensors[i].begin), file);
 		ok = !ferror(file);
 		ok = fclose(file) == 0 && ok;
 		ok = ok && rename(part, path) == 0;

@@ -32,6 +32,7 @@ enum {
 
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES), may_alias)); /* for sums that wrap */
 
 #define INLINE   FN static inline __attribute__((always_inline))
 #define SPLAT(x) ((vec){0} + (x))
@@ -182,8 +183,8 @@ INLINE vec exp_vec(vec x)
 	p = FMA(p, f, SPLAT(2.4022242e-1f));
 	p = FMA(p, f, SPLAT(6.9314698e-1f));
 	p = FMA(p, f, SPLAT(1.f));
-	const ivec scaled = (ivec)p + ((ivec)shifted << 23);
-	return (vec)(scaled & ~(ivec)(y < -125.f));
+	const uvec scaled = (uvec)p + ((uvec)shifted << 23);
+	return (vec)((ivec)scaled & ~(ivec)(y < -125.f));
 }
 
 /* S to P for the rows of one vector: masks, moves the maximum, sums.  As on AMX, O is rescaled only when a maximum grew
