@@ -35,7 +35,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), may_alias)); /* for sums that wrap */
 
 #define INLINE   FN static inline __attribute__((always_inline))
-#define SPLAT(x) ((vec){0} + (x))
+#define SPLAT(x) ((x) - (vec){0}) /* x - 0 is x for every x, so it costs nothing; 0 + x is not for -0 */
 
 struct NAME(fp32) {
 	int rows, columns; /* padded to LANES; vectors of rows */
