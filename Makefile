@@ -162,7 +162,7 @@ demo: cli
 
 check:
 	@tests/check.sh
-	@$(MAKE) --no-print-directory check-python
+	@$(MAKE) --no-print-directory check-python CUDA=0 BUILD=$(BUILD)/cpu
 
 check-gpu: cli
 	$(BUILD)/flashmla check --backend cuda

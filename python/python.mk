@@ -38,9 +38,9 @@ check-python: python
 # test_memory_stays_flat counts those).
 ASAN_LIBS = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 check-python-asan:
-	@$(MAKE) --no-print-directory python BUILD='$(BUILD)/asan' OPT=-O1 \
+	@$(MAKE) --no-print-directory python BUILD='$(BUILD)/python-asan' OPT=-O1 \
 		EXTRA_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
-	@PRELOAD='$(ASAN_LIBS)' PYTHON='$(PYTHON)' BUILD='$(abspath $(BUILD))/asan' \
+	@PRELOAD='$(ASAN_LIBS)' PYTHON='$(PYTHON)' BUILD='$(abspath $(BUILD))/python-asan' \
 		tests/python/run.sh --ignore=tests/python/test_wheel.py --ignore=tests/python/test_example.py \
 		-k 'not inductor and not memory and not environment' -q
 
