@@ -6,8 +6,8 @@
  * Products S^T = K Q^T: A = 16 rows of K as they lie in the page, B = Q, packed once per walk.
  *          O += P V:    A = P, B = rows of V in pairs.
  *          fp16 is split into bf16 hi + lo, exactly; a product is then hi*hi + lo*hi + hi*lo.
- * Loop     per block of keys: per unit QK in passes of 4 C tiles, each followed by its softmax; then PV over all units,
- *          one panel of 32 dims after the other.
+ * Loop     per block of keys: QK in passes of 4 C tiles, strip by strip of 32 keys for all units, each followed by its
+ *          softmax; then PV over all units, one panel of 32 dims after the other.
  * Overlap  the tile unit needs one instruction per 16 clocks and the core runs on between them: a QK pass carries the
  *          softmax of the pass before, in slices of about 100 instructions, and the prefetch of the next block into L2.
  *          PV of a block therefore starts after the first pass of the next block.
@@ -25,16 +25,17 @@
 #include <string.h>
 
 enum {
-	MAX_KEYS = 256,             /* keys per block, at most                      */
-	MAX_GROUPS = MAX_KEYS / 16, /* A tiles of K per block                       */
-	PANELS = D_V / 32,          /* a panel is one line of each V row            */
+	KEYS = 128,         /* keys of a block */
+	STRIPS = KEYS / 32, /* steps of PV per block */
+	GROUPS = KEYS / 16, /* A tiles of K per block */
+	PANELS = D_V / 32,  /* a panel is one line of each V row */
 	MAX_TILES = ROW_TILE / 16,
-	ROW_BYTES = D_QK * 2, /* pitch of copied K rows                       */
-	PASS = 4 * TILE       /* bytes of S of one pass                      */
+	ROW_BYTES = D_QK * 2, /* pitch of copied K rows */
+	PASS = 4 * TILE       /* bytes of S of one pass */
 };
 
 struct block {
-	const unsigned char *k[2][MAX_GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
+	const unsigned char *k[2][GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
 	int64_t stride;
 	int64_t start;
 	int keys;
@@ -66,7 +67,6 @@ struct amx {
 	struct walk *w;
 	int fp16, units, tiles; /* units of rows; 16-row tiles */
 	int steps;              /* k steps of QK = lines of a K row */
-	int block_keys, strips; /* keys of a block; strips of 32 keys */
 	int started;            /* O holds something */
 	struct pass last;
 	struct soft soft[2];                  /* of the pass before, while the next one runs */
@@ -86,17 +86,10 @@ static int row_tiles(int64_t rows)
 	return (int)((rows + 15) / 16);
 }
 
-/* Long blocks load and store O less often; with few rows the panel's size in L1 counts more, with fp16 the two copies
- * of K in L2. */
-static int keys_of_block(enum value_type type, int tiles)
-{
-	return tiles > 2 && type == TYPE_BF16 ? MAX_KEYS : MAX_KEYS / 2;
-}
-
 /* Hands out the scratch; the total with base == NULL. */
 static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsigned char *base)
 {
-	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows), keys = keys_of_block(p->type, tiles);
+	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows);
 	size_t at = (sizeof *a + 4095) & ~(size_t)4095;
 #define TAKE(field, bytes)                                          \
 	do {                                                            \
@@ -106,23 +99,20 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	TAKE(o, tiles * PANELS * 2 * TILE);
 	for (int i = 0; i < parts; i++) {
 		TAKE(q[i], tiles * (p->d_qk / 32) * TILE);
-		TAKE(p[i], tiles * (keys / 32) * TILE);
+		TAKE(p[i], tiles * STRIPS * TILE);
 	}
 	TAKE(s, 2 * PASS);
-	TAKE(v, parts * keys * 64);
+	TAKE(v, parts * KEYS * 64);
 	for (int i = 0; i < 2; i++)
-		TAKE(copy[i], parts * keys * ROW_BYTES);
+		TAKE(copy[i], parts * KEYS * ROW_BYTES);
 #undef TAKE
 	return (at + 4095) & ~(size_t)4095;
 }
 
-/* Fewer rows may mean longer blocks of keys: the larger of the two layouts. */
 static size_t scratch_size(const struct problem *p)
 {
 	struct amx unused;
-	const int64_t rows = p->rows < ROW_TILE ? p->rows : ROW_TILE;
-	const size_t all = lay_out(&unused, p, rows, NULL), few = lay_out(&unused, p, rows < 32 ? rows : 32, NULL);
-	return all > few ? all : few;
+	return lay_out(&unused, p, p->rows < ROW_TILE ? p->rows : ROW_TILE, NULL);
 }
 
 static int unit_width(const struct amx *a, int unit)
@@ -166,18 +156,18 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	const struct problem *p = w->p;
 	const int64_t left = w->end - start;
 	b->start = start;
-	b->keys = left < a->block_keys ? (int)left : a->block_keys;
+	b->keys = left < KEYS ? (int)left : KEYS;
 	const int rows = (b->keys + 31) / 32 * 32;
 	const int aligned = (uintptr_t)p->kv % LINE == 0 && (p->kv_page | p->kv_token | p->kv_head) * 2 % LINE == 0;
 	if (!a->fp16 && aligned && p->page % 16 == 0 && start >= w->low) {
 		b->stride = p->kv_token * 2;
-		for (int g = 0; g < MAX_GROUPS; g++)
+		for (int g = 0; g < GROUPS; g++)
 			b->k[0][g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[0][g - 1];
 		return;
 	}
-	unsigned char *hi = a->copy[side], *lo = hi + a->block_keys * ROW_BYTES;
+	unsigned char *hi = a->copy[side], *lo = hi + KEYS * ROW_BYTES;
 	b->stride = ROW_BYTES;
-	for (int g = 0; g < MAX_GROUPS; g++) {
+	for (int g = 0; g < GROUPS; g++) {
 		b->k[0][g] = hi + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
 		b->k[1][g] = lo + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
 	}
@@ -201,7 +191,7 @@ AMX_FN void prefetch_from(struct amx *a, int64_t start)
 {
 	struct prefetch *f = &a->ahead;
 	f->t = start;
-	f->end = start + a->block_keys < a->w->end ? start + a->block_keys : a->w->end;
+	f->end = start + KEYS < a->w->end ? start + KEYS : a->w->end;
 	f->left = 0;
 }
 
@@ -247,8 +237,7 @@ AMX_FN void rescale_p(struct amx *a, int tile, int strip, __m512 alpha)
 	for (int r = 0; r < strip * 16; r++) {
 		if (f[r % 16] == 1)
 			continue;
-		unsigned char *hi = a->p[0] + tile * a->strips * TILE + r * 64,
-		              *lo = a->p[1] + tile * a->strips * TILE + r * 64;
+		unsigned char *hi = a->p[0] + tile * STRIPS * TILE + r * 64, *lo = a->p[1] + tile * STRIPS * TILE + r * 64;
 		const __m512 by = _mm512_set1_ps(f[r % 16]);
 		__m512 x, y, xl, yl;
 		from_bf16(_mm512_load_si512(hi), &y, &x);
@@ -278,7 +267,7 @@ AMX_FN __attribute__((noinline)) void raise_maximum(struct amx *a, const struct 
 	const __m512 alpha = _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grew, exp2_ps(change));
 	_mm512_store_ps(m, _mm512_mask_mov_ps(old, grew, top));
 	_mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), alpha));
-	rescale_p(a, tile, (int)(f->p / TILE) - tile * a->strips, alpha);
+	rescale_p(a, tile, (int)(f->p / TILE) - tile * STRIPS, alpha);
 	if (a->started)
 		rescale_o(a, tile, alpha);
 }
@@ -375,7 +364,7 @@ AMX_FN void soft_queue(struct amx *a, struct soft *f, const struct block *b, int
 	f->s = (float *)s;
 	f->tile = tile;
 	f->scale = a->w->p->scale;
-	f->p = (tile * a->strips + key / 32) * TILE;
+	f->p = (tile * STRIPS + key / 32) * TILE;
 	if (key + 32 <= b->keys && a->lo[tile] <= t0 && t0 + 32 <= a->hi[tile])
 		return;
 	const __m512i lo = _mm512_loadu_si512(a->w->lo + tile * 16), hi = _mm512_loadu_si512(a->w->hi + tile * 16);
@@ -517,7 +506,7 @@ AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int 
 	const __m512i zero = _mm512_setzero_si512();
 	const int whole = b->keys / 2;
 	for (int part = 0; part <= fp16; part++) {
-		unsigned char *lower = a->v + part * a->block_keys * 64, *upper = lower + a->strips * TILE;
+		unsigned char *lower = a->v + part * KEYS * 64, *upper = lower + STRIPS * TILE;
 		for (int r = 0; r < strips * 16; r++) {
 			const unsigned char *row = b->k[part][r / 8] + (r % 8 * 2) * b->stride + panel * 64;
 			const __m512i x = r < whole || 2 * r < b->keys ? _mm512_load_si512(row) : zero;
@@ -551,9 +540,9 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 			const int wide = unit_width(a, unit) == 2;
 			unsigned char *to = o_tiles(a, unit, panel);
 			for (int product = 0; product < products; product++) {
-				const unsigned char *p0 = a->p[side_a[product]] + unit * 2 * a->strips * TILE;
-				const unsigned char *p1 = p0 + a->strips * TILE;
-				const unsigned char *v0 = a->v + side_b[product] * a->block_keys * 64, *v1 = v0 + a->strips * TILE;
+				const unsigned char *p0 = a->p[side_a[product]] + unit * 2 * STRIPS * TILE;
+				const unsigned char *p1 = p0 + STRIPS * TILE;
+				const unsigned char *v0 = a->v + side_b[product] * KEYS * 64, *v1 = v0 + STRIPS * TILE;
 				for (int k = 0; k < strips; k++) {
 					const int turn = product == 0 && k == 0;
 					TLOAD(4, p0 + k * TILE, 64);
@@ -603,17 +592,20 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 AMX_INLINE void walk_blocks(struct amx *a, int products)
 {
 	struct walk *w = a->w;
-	const int steps = (a->tiles * a->steps / 2 + a->units * PANELS) * a->strips; /* of QK and PV, per block */
-	const int lines = (a->block_keys * a->steps + steps * products - 1) / (steps * products);
+	const int steps = (a->tiles * a->steps / 2 + a->units * PANELS) * STRIPS; /* of QK and PV, per block */
+	const int lines = (KEYS * a->steps + steps * products - 1) / (steps * products);
 	int side = 0, turn = 0;
-	for (int64_t start = w->begin; start < w->end; start += a->block_keys, side ^= 1) {
+	for (int64_t start = w->begin; start < w->end; start += KEYS, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
-		prefetch_from(a, start + a->block_keys);
-		for (int unit = 0; unit < a->units; unit++) {
-			const int width = unit_width(a, unit);
-			for (int group = 0; group * 16 < b->keys; group += 4 / width, turn ^= 1) {
+		prefetch_from(a, start + KEYS);
+		for (int group = 0; group * 16 < b->keys; group += 2)
+			for (int unit = 0; unit < a->units; unit++) {
+				const int width = unit_width(a, unit);
+				if (width == 1 && group % 4 != 0)
+					continue;
 				const struct pass now = {b, unit, group, width, a->s + turn * PASS, PASS_IN_TILES};
+				turn ^= 1;
 				if (width == 2)
 					qk_pass(a, now, 2, products, lines);
 				else
@@ -623,7 +615,6 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 					pv(a, &a->blocks[side ^ 1], products, lines);
 				}
 			}
-		}
 	}
 	finish_last(a, products > 1);
 	pv(a, &a->blocks[side ^ 1], products, lines);
@@ -649,8 +640,6 @@ AMX_FN void walk_amx(struct walk *w)
 	a->tiles = row_tiles(w->rows);
 	a->units = (a->tiles + 1) / 2;
 	a->steps = (int)w->p->d_qk / 32;
-	a->block_keys = keys_of_block(w->p->type, a->tiles);
-	a->strips = a->block_keys / 32;
 	for (int r = 0; r < a->tiles * 16; r++) {
 		w->m[r] = -INFINITY;
 		w->l[r] = 0;
