@@ -166,6 +166,7 @@ check:
 
 check-gpu: cli
 	$(BUILD)/flashmla check --backend cuda
+	@$(MAKE) --no-print-directory check-python-gpu
 
 bench: cli
 	$(BUILD)/flashmla bench --backend cpu

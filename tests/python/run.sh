@@ -27,7 +27,7 @@ environment() {
 			echo "check-python: making $venv (once; downloads about 3 GB)" >&2
 			rm -rf "$venv"
 			"$PYTHON" -m venv "$venv" &&
-				"$venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir --retries 2 --timeout 60 -r "$requirements" >&2 &&
+				"$venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir --retries 1 --timeout 20 -r "$requirements" >&2 &&
 				touch "$venv/complete"
 		fi
 	) 9>"$cache/lock"
@@ -36,6 +36,8 @@ environment() {
 
 if [ -n "${FLASH_MLA_TEST_PYTHON:-}" ]; then
 	python=$FLASH_MLA_TEST_PYTHON
+elif [ -n "${FLASH_MLA_TEST_GPU:-}" ] && has "$PYTHON" torch; then # a GPU machine comes with its own PyTorch
+	python=$PYTHON
 elif ! environment; then
 	if has "$PYTHON" torch; then
 		python=$PYTHON
