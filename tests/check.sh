@@ -99,9 +99,9 @@ if stage valgrind; then
 		# valgrind knows no AMX and little AVX-512, so the example runs on the AVX2 variant at most
 		build build/cpu examples
 		run 'valgrind examples/decode' env FMLA_CPU=avx2 valgrind -q --error-exitcode=9 --leak-check=full \
-			--errors-for-leak-kinds=definite build/cpu/examples/decode
+			--errors-for-leak-kinds=definite --show-leak-kinds=definite build/cpu/examples/decode
 		run 'valgrind examples/decode ref' env FMLA_CPU=ref valgrind -q --error-exitcode=9 --leak-check=full \
-			--errors-for-leak-kinds=definite build/cpu/examples/decode
+			--errors-for-leak-kinds=definite --show-leak-kinds=definite build/cpu/examples/decode
 	else
 		skip
 	fi
