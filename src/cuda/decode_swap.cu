@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The variants of decode_swap.cuh and their launcher. */
+#include "launch.cuh"
+#include "tile.cuh"
+#include "value.cuh"
+#include "wgmma.cuh"
+
+#define ROWS   8
+#define KERNEL fmla_decode_swap8_bf16
+#define MMA    MMA_BF16
+#define PACK   pack_bf16
+#define WGMMA  WGMMA_N8_SS
+#include "decode_swap.cuh"
+
+#define ROWS   16
+#define KERNEL fmla_decode_swap16_bf16
+#define MMA    MMA_BF16
+#define PACK   pack_bf16
+#define WGMMA  WGMMA_N16_SS
+#include "decode_swap.cuh"
+
+#define ROWS   32
+#define KERNEL fmla_decode_swap32_bf16
+#define MMA    MMA_BF16
+#define PACK   pack_bf16
+#define WGMMA  WGMMA_N32_SS
+#include "decode_swap.cuh"
+
+#define ROWS   8
+#define KERNEL fmla_decode_swap8_fp16
+#define MMA    MMA_FP16
+#define PACK   pack_fp16
+#define WGMMA  WGMMA_N8_SS
+#include "decode_swap.cuh"
+
+#define ROWS   16
+#define KERNEL fmla_decode_swap16_fp16
+#define MMA    MMA_FP16
+#define PACK   pack_fp16
+#define WGMMA  WGMMA_N16_SS
+#include "decode_swap.cuh"
+
+#define ROWS   32
+#define KERNEL fmla_decode_swap32_fp16
+#define MMA    MMA_FP16
+#define PACK   pack_fp16
+#define WGMMA  WGMMA_N32_SS
+#include "decode_swap.cuh"
+
+extern "C" cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+                                               cudaStream_t stream)
+{
+	typedef void (*kernel)(const struct decode_params, const CUtensorMap);
+	static const kernel table[2][3] = {
+	    {fmla_decode_swap8_bf16, fmla_decode_swap16_bf16, fmla_decode_swap32_bf16},
+	    {fmla_decode_swap8_fp16, fmla_decode_swap16_fp16, fmla_decode_swap32_fp16},
+	};
+	const kernel k = table[fp16][p->tile_rows == 8 ? 0 : p->tile_rows == 16 ? 1 : 2];
+	const int p_bytes = p->tile_rows * 128;
+	const int smem = 2 * (TILE_BYTES + QK_SLICES * p->tile_rows * 128 + (p_bytes < 1024 ? 1024 : p_bytes));
+	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);
+	return launch((const void *)k, grid, SWAP_THREADS, smem, stream, p, kv);
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The border between the host part of the CUDA backend (C) and its kernels (CUDA C): plain parameter structs and one
+ * launcher per kernel, each of which only enqueues work on `stream` and returns a CUDA error code. */
+#ifndef FMLA_KERNELS_H
+#define FMLA_KERNELS_H
+
+#include "plan_core.h"
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+/* Parts of a decode launch.  One CTA walks one part for one tile of query rows of one KV head:
+ *     blockIdx.x = (part * h_kv + kv_head) * row_tiles + row_tile
+ * so CTAs that read the same pages are neighbours.  Strides count elements. */
+struct decode_params {
+	const void *q;
+	int64_t q_b, q_s, q_h;
+	const int32_t *block_table;
+	int64_t table_stride;
+	const int32_t *cache_seqlens;
+	const int32_t *cu_seqlens_q; /* NULL: s_q tokens each */
+	const float *attn_sink;      /* NULL: none            */
+	void *out;
+	int64_t out_b, out_s, out_h;
+	float *lse; /* NULL: not wanted */
+	int64_t lse_b, lse_h, lse_s;
+
+	int64_t max_len; /* max_pages * page: longer lengths are cut */
+	int32_t b, s_q, h_kv, group, page, num_pages;
+	int32_t slices; /* d_qk / 64: 9 or 8                                      */
+	int32_t row_tiles;
+	int32_t tile_rows;  /* rows of a tile: 8, 16, 32 (swapped) or 64          */
+	int32_t box_tokens; /* tokens of a TMA box: min(64, page) or a divisor    */
+	int32_t box_slices; /* slices of a TMA box: 3 when box_tokens is 64, or 1 */
+	int32_t num_parts;
+	int32_t causal;
+	int64_t window;   /* 0: none */
+	float scale_log2; /* softmax_scale * log2(e) */
+	float empty_lse;
+	int32_t q_aligned;   /* q rows may be read 16 bytes at a time  */
+	int32_t out_aligned; /* out rows may be written 4 bytes at a time */
+	int32_t evict_first; /* no neighbour reads the same pages      */
+	struct plan_costs costs;
+	int32_t max_chunks; /* batch-invariant mode: chunks of the longest request; else 0 */
+
+	/* Workspace.  A slot holds one piece of a split request: h_kv * row_tiles tiles of tile_rows rows.
+	 * Slots 2 part (a piece that continues) and 2 part + 1 (one that starts); with chunks: request * max_chunks +
+	 * chunk. */
+	float *partial_out;     /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
+	float *partial_lse;     /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
+	struct part *part_rows; /* [num_parts], written by the decode kernel for combine        */
+};
+
+/* What the kernels ask of the card. */
+enum { SWAP_THREADS = 256, SEESAW_THREADS = 384, COMBINE_THREADS = 128 };
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* decode_swap.cu: tiles of 8, 16 or 32 rows.  decode_seesaw.cu: tiles of 64 rows. */
+cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+                                    cudaStream_t stream);
+cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+                                      cudaStream_t stream);
+/* combine.cu: merges the pieces of split requests. */
+cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream);
+/* plan.cu: rows of fmla_plan. */
+cudaError_t fmla_launch_plan(const struct decode_params *p, int32_t *splits, cudaStream_t stream);
+/* merge.cu, append.cu. */
+cudaError_t fmla_launch_merge(const struct merge_problem *p, int num_sms, cudaStream_t stream);
+cudaError_t fmla_launch_append(const struct append_problem *p, int num_sms, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

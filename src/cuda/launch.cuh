@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Launching with programmatic dependent launch: a kernel may start while the one before it on the stream is still
+ * running; each of ours begins its dependent work with grid_wait(). */
+#ifndef FMLA_LAUNCH_CUH
+#define FMLA_LAUNCH_CUH
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+/* `smem` bytes of dynamic shared memory must have been allowed once per device (fmla_prepare_kernels). */
+static inline cudaError_t launch(const void *kernel, unsigned grid, unsigned threads, int smem, cudaStream_t stream,
+                                 const void *params, const CUtensorMap *map)
+{
+	cudaLaunchAttribute attr[1];
+	attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	attr[0].val.programmaticStreamSerializationAllowed = 1;
+	cudaLaunchConfig_t config = {};
+	config.gridDim = dim3(grid);
+	config.blockDim = dim3(threads);
+	config.dynamicSmemBytes = (size_t)smem;
+	config.stream = stream;
+	config.attrs = attr;
+	config.numAttrs = 1;
+	void *args[2] = {(void *)params, (void *)map};
+	return cudaLaunchKernelExC(&config, kernel, args);
+}
+
+#endif

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One function, one PTX instruction (PTX ISA, chapter "Instruction Set").  Shared-memory addresses are the 32-bit
+ * addresses of the shared window (smem_addr); sizes in bytes. */
+#ifndef FMLA_PTX_CUH
+#define FMLA_PTX_CUH
+
+#include <cuda.h>
+#include <stdint.h>
+
+#define DEV static __device__ __forceinline__
+
+DEV uint32_t smem_addr(const void *p)
+{
+	return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* ---- mbarrier ---- */
+
+DEV void mbar_init(uint32_t bar, uint32_t arrivals)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals));
+}
+
+/* Makes the inits visible to the async proxy. */
+DEV void mbar_init_fence(void)
+{
+	asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+DEV void mbar_expect_tx(uint32_t bar, uint32_t bytes)
+{
+	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+DEV void mbar_arrive(uint32_t bar)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+/* Waits until the phase with this parity has completed. */
+DEV void mbar_wait(uint32_t bar, uint32_t parity)
+{
+	asm volatile("{\n"
+	             ".reg .pred done;\n"
+	             "WAIT_%=:\n"
+	             "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+	             "@!done bra WAIT_%=;\n"
+	             "}" ::"r"(bar),
+	             "r"(parity)
+	             : "memory");
+}
+
+/* ---- bulk tensor copies ---- */
+
+DEV void tma_prefetch_map(const CUtensorMap *map)
+{
+	asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* A box of a 5-D tensor into shared memory; completes on `bar`. */
+DEV void tma_load_5d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int c1, int c2, int c3, int c4,
+                     uint64_t policy)
+{
+	asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+	             "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(dst),
+	             "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
+	             : "memory");
+}
+
+/* L2 policies: data read once, and data that neighbours read too. */
+DEV uint64_t l2_evict_first(void)
+{
+	uint64_t policy;
+	asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+	return policy;
+}
+
+DEV uint64_t l2_evict_normal(void)
+{
+	uint64_t policy;
+	asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+	return policy;
+}
+
+/* ---- ordering ---- */
+
+/* Ordinary shared-memory writes before, tensor core or copy engine reads after. */
+DEV void fence_async_proxy(void)
+{
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+DEV void named_barrier(int id, int threads)
+{
+	asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+DEV void named_barrier_arrive(int id, int threads)
+{
+	asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/* A named barrier that also tells every thread whether any of them said yes. */
+DEV bool barrier_or(int id, int threads, bool yes)
+{
+	uint32_t any;
+	asm volatile("{\n"
+	             ".reg .pred mine, all;\n"
+	             "setp.ne.u32 mine, %3, 0;\n"
+	             "bar.red.or.pred all, %1, %2, mine;\n"
+	             "selp.u32 %0, 1, 0, all;\n"
+	             "}"
+	             : "=r"(any)
+	             : "r"(id), "r"(threads), "r"((uint32_t)yes)
+	             : "memory");
+	return any;
+}
+
+/* Programmatic dependent launch: wait for the grids before us; let the grid behind us start. */
+DEV void grid_wait(void)
+{
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+DEV void grid_launch_dependents(void)
+{
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* ---- registers ---- */
+
+#define SETMAXNREG_DEC(n) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #n ";")
+#define SETMAXNREG_INC(n) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #n ";")
+
+DEV float exp2_approx(float x)
+{
+	float y;
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+/* Transposes an 8x8 matrix of 16-bit values held by the warp, one 32-bit register a lane. */
+DEV uint32_t transpose_8x8(uint32_t a)
+{
+	uint32_t d;
+	asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+	return d;
+}
+
+/* Four 8x8 matrices to shared memory; lane i gives the address of row i % 8 of matrix i / 8. */
+DEV void store_matrix_x4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+	asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c),
+	             "r"(d)
+	             : "memory");
+}
+
+DEV void store_matrix_x2_trans(uint32_t addr, uint32_t a, uint32_t b)
+{
+	asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(addr), "r"(a), "r"(b)
+	             : "memory");
+}
+
+/* ---- wgmma ---- */
+
+DEV void wgmma_fence(void)
+{
+	asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+DEV void wgmma_commit(void)
+{
+	asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+#define WGMMA_WAIT(n) asm volatile("wgmma.wait_group.sync.aligned " #n ";" ::: "memory")
+
+/* Shared-memory matrix descriptors, 128-byte swizzle (PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory
+ * Layout"). A slice is 64 values (128 bytes) wide; eight rows of it are one 1024-byte swizzle atom. K-major:  rows are
+ * M or N, the 64 values are K.       Next 8 rows: 1024 bytes.  Next 16 of K: 32 bytes. MN-major: rows are K, the 64
+ * values are M or N.       Next 8 of K: 1024 bytes.  Next 64 of M or N: `slice` bytes. */
+DEV uint64_t desc_k_major(uint32_t addr)
+{
+	return (uint64_t)((addr & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+DEV uint64_t desc_mn_major(uint32_t addr, uint32_t slice)
+{
+	return (uint64_t)((addr & 0x3ffff) >> 4) | (uint64_t)(slice >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
+	       (uint64_t)1 << 62;
+}
+
+#endif

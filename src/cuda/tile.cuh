@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tile.cuh - what both decode kernels share: fetching tiles of KV and q into swizzled shared memory, row bookkeeping.
+ *
+ * A KV tile is BLOCK = 64 tokens as `slices` slices of 64 values: [slice][token][128 bytes], 16-byte chunk c of token t
+ * stored at chunk c ^ (t % 8) (the 128-byte swizzle that TMA writes and wgmma reads).  V is the first 8 slices. */
+#ifndef FMLA_TILE_CUH
+#define FMLA_TILE_CUH
+
+#include "walk.cuh"
+
+#include <float.h>
+#include <math.h>
+
+enum {
+	SLICE_BYTES = BLOCK * 128,            /* one slice of a KV tile                             */
+	V_SLICES = D_V / 64,                  /* 8                                                  */
+	QK_SLICES = D_QK / 64,                /* 9; 8 when d_qk is 512                              */
+	TILE_BYTES = QK_SLICES * SLICE_BYTES, /* 73,728                                          */
+	GROUPS = 3,                           /* a tile arrives on three barriers of three slices   */
+	GROUP_SLICES = 3
+};
+
+DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
+{
+	return row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+/* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
+ * A page index out of range is not loaded; *bad_tile tells whether there was one. */
+DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
+                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
+{
+	const int lane = threadIdx.x & 31;
+	const int first = block * BLOCK; /* token */
+	const int left = piece.len - first;
+	const int tokens = left < BLOCK ? left : BLOCK;
+	const int boxes = (tokens + p.box_tokens - 1) / p.box_tokens; /* boxes along the tokens, <= 8 */
+	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
+	bool bad = false;
+	int page = 0, row = 0;
+	if (lane < boxes) {
+		const int token = first + lane * p.box_tokens;
+		page = table[token / p.page];
+		row = token % p.page;
+		bad = (unsigned)page >= (unsigned)p.num_pages;
+	}
+	const unsigned good = __ballot_sync(0xffffffff, lane < boxes && !bad);
+	if (lane == 0) /* before its arrival on group 0, which publishes it */
+		*bad_tile = good != (1u << boxes) - 1;
+	const int bytes = __popc(good) * p.box_tokens * 128; /* a slice */
+	if (lane < GROUPS) {
+		const int slices =
+		    lane * GROUP_SLICES + GROUP_SLICES <= p.slices ? GROUP_SLICES : p.slices - lane * GROUP_SLICES;
+		mbar_expect_tx(full + 8 * lane, (uint32_t)(bytes * slices));
+	}
+	__syncwarp();
+	if (p.box_slices == GROUP_SLICES) { /* whole groups: boxes is 1 */
+		const int page0 = __shfl_sync(0xffffffff, page, 0), row0 = __shfl_sync(0xffffffff, row, 0);
+		if (lane < GROUPS && good)
+			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row0, lane * GROUP_SLICES,
+			            kv_head, page0, policy);
+	} else {
+		for (int e = 0; e < boxes; e++) {
+			const int page_e = __shfl_sync(0xffffffff, page, e), row_e = __shfl_sync(0xffffffff, row, e);
+			if (lane < p.slices && (good >> e & 1))
+				tma_load_5d(dst + lane * SLICE_BYTES + e * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
+				            row_e, lane, kv_head, page_e, policy);
+		}
+	}
+}
+
+/* Zeroes the V rows of tokens outside [lo, hi) of the tile: 0 * NaN would be NaN.  By `threads` threads of one barrier.
+ */
+DEV void zero_rows(uint8_t *tile, int lo, int hi, int thread, int threads)
+{
+	for (int i = thread; i < BLOCK * V_SLICES * 8; i += threads) {
+		const int chunk = i & 7, token = i >> 3 & (BLOCK - 1), slice = i >> 9;
+		if (token < lo || token >= hi)
+			*(uint4 *)(tile + slice * SLICE_BYTES + token * 128 + chunk * 16) = make_uint4(0, 0, 0, 0);
+	}
+}
+
+/* 16 bytes of a q row, also when the row is not 16-byte aligned. */
+DEV uint4 load_q_chunk(const struct decode_params &p, const uint16_t *row, int chunk)
+{
+	if (p.q_aligned)
+		return *(const uint4 *)(row + chunk * 8);
+	uint16_t v[8];
+	for (int i = 0; i < 8; i++)
+		v[i] = row[chunk * 8 + i];
+	return make_uint4(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16, v[4] | (uint32_t)v[5] << 16,
+	                  v[6] | (uint32_t)v[7] << 16);
+}
+
+DEV int64_t first_token(const struct decode_params &p, int req)
+{
+	return p.cu_seqlens_q ? p.cu_seqlens_q[req] : 0;
+}
+
+/* Rows of tile `row_tile` of q into shared memory [slice][tile_rows][128 bytes], swizzled;  rows past the request's,
+ * and a rope slice that the problem lacks, are zero.  By `threads` threads, each of which must fence_async_proxy() and
+ * arrive afterwards. */
+DEV void load_q(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, uint8_t *dst,
+                int thread, int threads)
+{
+	const int rows = piece.tokens * p.group - row_tile * p.tile_rows; /* valid ones */
+	const int chunks = QK_SLICES * 8;
+	const uint16_t *base =
+	    (const uint16_t *)p.q + (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : (int64_t)piece.req * p.q_b);
+#pragma unroll 4
+	for (int i = thread; i < p.tile_rows * chunks; i += threads) {
+		const int r = i / chunks, chunk = i - r * chunks;
+		uint4 v = make_uint4(0, 0, 0, 0);
+		if (r < rows && chunk < p.slices * 8) {
+			const int row = row_tile * p.tile_rows + r, s = row / p.group, g = row - s * p.group;
+			v = load_q_chunk(p, base + s * p.q_s + (int64_t)(kv_head * p.group + g) * p.q_h, chunk);
+		}
+		*(uint4 *)(dst + (chunk >> 3) * p.tile_rows * 128 + swizzled(r, chunk & 7)) = v;
+	}
+}
+
+/* Keys [lo, hi) that a row's query token sees. */
+struct span {
+	int lo, hi;
+};
+
+DEV struct span visible(const struct decode_params &p, const struct piece &piece, int s)
+{
+	const int diagonal = piece.len - piece.tokens + s + 1; /* exclusive end under the causal rule */
+	struct span v = {0, p.causal ? diagonal : piece.len};
+	if (p.window > 0 && diagonal > p.window)
+		v.lo = diagonal - (int)p.window;
+	return v;
+}
+
+DEV void store_two(const struct decode_params &p, uint16_t *dst, uint32_t two)
+{
+	if (p.out_aligned) {
+		*(uint32_t *)dst = two;
+	} else {
+		dst[0] = (uint16_t)two;
+		dst[1] = (uint16_t)(two >> 16);
+	}
+}
+
+/* 1 / (1 + exp(sink - lse)): what an attention sink takes from a row; lse in base 2. */
+DEV float sink_factor(const struct decode_params &p, int head, float lse2)
+{
+	const float log2e = 1.4426950408889634f;
+	return p.attn_sink ? 1.0f / (1.0f + exp2f(p.attn_sink[head] * log2e - lse2)) : 1.0f;
+}
+
+DEV float natural_lse(const struct decode_params &p, float lse2)
+{
+	return lse2 == -INFINITY ? p.empty_lse : lse2 * 0.6931471805599453f;
+}
+
+/* Where a row of a tile goes. */
+struct row_target {
+	uint16_t *out;
+	float *lse;
+	int head;
+};
+
+DEV struct row_target row_target(const struct decode_params &p, const struct piece &piece, int kv_head, int row)
+{
+	const int s = row / p.group, head = kv_head * p.group + row - s * p.group;
+	const int64_t token = first_token(p, piece.req) + s, req = p.cu_seqlens_q ? 0 : piece.req;
+	struct row_target t;
+	t.head = head;
+	t.out = (uint16_t *)p.out + req * p.out_b + token * p.out_s + head * p.out_h;
+	t.lse = p.lse ? p.lse + req * p.lse_b + head * p.lse_h + token * p.lse_s : NULL;
+	return t;
+}
+
+#endif
