@@ -33,19 +33,21 @@ static void close_part(struct writer *w, struct border to)
 void plan_build(const struct problem *p, struct plan_costs costs, int64_t num_parts, struct part *rows,
                 int64_t num_rows, int32_t *splits)
 {
-	int64_t total = 0;
+	int64_t total = 0, longest = 0;
 	for (int64_t i = 0; i < p->b; i++) {
 		const struct blocks r = request_blocks(p, i);
 		total += r.end - r.begin;
+		if (r.end - r.begin > longest)
+			longest = r.end - r.begin;
 	}
-	const struct plan_axis x = plan_axis(total, p->b, num_parts, costs);
+	const struct plan_axis x = plan_axis(total, longest, p->b, num_parts, costs);
 	struct writer w = {.p = p, .axis = x, .rows = rows};
 
 	int64_t start = 0; /* of request i on the axis */
 	splits[0] = 0;
 	for (int64_t i = 0; i < p->b; i++) {
 		const struct blocks r = request_blocks(p, i);
-		const int64_t next = start + x.overhead + (r.end - r.begin);
+		const int64_t next = start + plan_cost(x, r);
 		int64_t cuts = 0;
 		while (w.num_rows + 1 < x.active && plan_position(x, w.num_rows + 1) < next) {
 			const struct border to = plan_cut(x, plan_position(x, w.num_rows + 1), i, start, r);

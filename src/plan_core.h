@@ -31,12 +31,14 @@ struct plan_costs {
 	int32_t min_blocks; /* fewest blocks worth a part of their own, >= 1                         */
 	int32_t max_snap;   /* most blocks a border may move to avoid a split                        */
 	int32_t chunk;      /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
+	int32_t whole;      /* blocks by which a part may exceed the equal share if no request is split then */
 };
 
 struct plan_axis {
 	int64_t total;  /* cost of everything                        */
 	int64_t active; /* parts with work, 1 <= active <= num_parts */
 	int32_t overhead, snap, chunk;
+	int32_t whole; /* 1: no request is split; each takes one unit of the axis */
 };
 
 struct blocks {
@@ -61,8 +63,10 @@ PLAN_FN struct blocks plan_blocks(int64_t len, int64_t s_q, int64_t window)
 	return r;
 }
 
-/* The axis for `total_blocks` blocks in b requests. */
-PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t b, int64_t num_parts, struct plan_costs c)
+/* The axis for `total_blocks` blocks in b requests, the longest of which has `max_blocks`.  When the requests are so
+ * even that dealing them out whole costs no more than `whole` blocks over the equal share, none is split. */
+PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int64_t b, int64_t num_parts,
+                                   struct plan_costs c)
 {
 	struct plan_axis x;
 	int64_t active = total_blocks / c.min_blocks;
@@ -78,7 +82,20 @@ PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t b, int64_t num_
 	x.snap = (int32_t)snap;
 	x.chunk = c.chunk;
 	x.total = total_blocks + b * overhead;
+	x.whole = 0;
+	const int64_t each = (b + num_parts - 1) / num_parts; /* whole requests a part */
+	if (total_blocks > 0 && each * (max_blocks + overhead) <= x.total / active + c.whole) {
+		x.whole = 1;
+		x.active = (b + each - 1) / each;
+		x.total = b;
+	}
 	return x;
+}
+
+/* What a request takes of the axis. */
+PLAN_FN int64_t plan_cost(struct plan_axis x, struct blocks r)
+{
+	return x.whole ? 1 : x.overhead + (r.end - r.begin);
 }
 
 /* Where border j, 0 <= j <= active, lies on the axis. */
@@ -91,7 +108,7 @@ PLAN_FN int64_t plan_position(struct plan_axis x, int64_t j)
 PLAN_FN struct border plan_cut(struct plan_axis x, int64_t at, int64_t req, int64_t S, struct blocks r)
 {
 	const int64_t n = r.end - r.begin;
-	int64_t k = at - S - x.overhead;
+	int64_t k = x.whole ? 0 : at - S - x.overhead;
 	if (x.chunk > 0)
 		k = (r.begin + k) / x.chunk * x.chunk - r.begin;
 	struct border cut = {req, k};
@@ -120,7 +137,7 @@ PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, st
 {
 	const int64_t n = r.end - r.begin, near = x.snap > 1 ? x.snap : 1;
 	struct border_range in = {0, 0};
-	if (x.total <= 0 || n < 2 * near)
+	if (x.whole || x.total <= 0 || n < 2 * near)
 		return in;
 	in.first = plan_border_at_or_after(x, S + x.overhead + near);
 	in.end = plan_border_at_or_after(x, S + x.overhead + n - near + 1);

@@ -22,7 +22,7 @@ struct fmla_ctx {
 	const struct fmla_backend *forced; /* NULL: by the tensors' device                                   */
 	int num_threads;                   /* > 0; 0 in a context whose creation failed                      */
 	int cpu_variant;                   /* enum cpu_variant: the cap of FMLA_CPU, CPU_AMX without one      */
-	void *cuda;                        /* the CUDA backend's handle, lazily made; its `release` frees it  */
+	uint64_t cuda_state[128];          /* the CUDA backend's memory, zero at first                       */
 	char error[512];
 	struct info_text info_text[INFO_OWNERS];
 };

@@ -48,17 +48,33 @@
 #define WGMMA  WGMMA_N32_SS
 #include "decode_swap.cuh"
 
-extern "C" cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
-                                               cudaStream_t stream)
+typedef void (*kernel)(const struct decode_params, const CUtensorMap);
+static const kernel kernels[2][3] = {
+	{fmla_decode_swap8_bf16, fmla_decode_swap16_bf16, fmla_decode_swap32_bf16},
+	{fmla_decode_swap8_fp16, fmla_decode_swap16_fp16, fmla_decode_swap32_fp16},
+};
+
+static int smem_bytes(int rows)
 {
-	typedef void (*kernel)(const struct decode_params, const CUtensorMap);
-	static const kernel table[2][3] = {
-	    {fmla_decode_swap8_bf16, fmla_decode_swap16_bf16, fmla_decode_swap32_bf16},
-	    {fmla_decode_swap8_fp16, fmla_decode_swap16_fp16, fmla_decode_swap32_fp16},
-	};
-	const kernel k = table[fp16][p->tile_rows == 8 ? 0 : p->tile_rows == 16 ? 1 : 2];
-	const int p_bytes = p->tile_rows * 128;
-	const int smem = 2 * (TILE_BYTES + QK_SLICES * p->tile_rows * 128 + (p_bytes < 1024 ? 1024 : p_bytes));
+	const int p_bytes = rows * 128 < 1024 ? 1024 : rows * 128;
+	return 2 * (TILE_BYTES + QK_SLICES * rows * 128 + p_bytes);
+}
+
+extern "C" cudaError_t fmla_prepare_decode_swap(void)
+{
+	for (int i = 0; i < 6; i++) {
+		const cudaError_t error = cudaFuncSetAttribute(
+			(const void *)kernels[i / 3][i % 3], cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes(8 << i % 3));
+		if (error != cudaSuccess)
+			return error;
+	}
+	return cudaSuccess;
+}
+
+extern "C" cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+											   cudaStream_t stream)
+{
+	const kernel k = kernels[fp16][p->tile_rows == 8 ? 0 : p->tile_rows == 16 ? 1 : 2];
 	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);
-	return launch((const void *)k, grid, SWAP_THREADS, smem, stream, p, kv);
+	return launch((const void *)k, grid, SWAP_THREADS, smem_bytes(p->tile_rows), stream, p, kv);
 }

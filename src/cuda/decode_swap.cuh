@@ -30,8 +30,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2];
-	__shared__ int64_t warp_sums[SWAP_THREADS / 32];
-	__shared__ struct border border[2];
+	__shared__ struct schedule schedule;
 	__shared__ float exchange[4][ROWS];
 	__shared__ int bad_tile[2];
 	uint8_t *const kv_tile = smem, *const q_tile = smem + 2 * TILE_BYTES, *const p_tile = q_tile + 2 * Q_BYTES;
@@ -52,11 +51,11 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 		mbar_init_fence();
 	}
 	grid_wait();
-	find_part(p, part, border, warp_sums); /* ends with __syncthreads */
+	find_part(p, part, schedule);
 	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
-		publish_part(p, part, border);
+		p.splits[part] = schedule.split; /* for combine */
 
-	struct walk walk = walk_begin(p, part, border);
+	struct walk walk = walk_begin(p, part, schedule.border);
 	struct piece piece;
 	int tiles = 0, pieces = 0; /* counters of the two rings: slot = n & 1, parity from n >> 1 */
 

@@ -10,6 +10,11 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+/* A request that several parts share, as its first part sees it; pieces 0: that part starts none. */
+struct split {
+	int32_t req, first_part, pieces;
+};
+
 /* Parts of a decode launch.  One CTA walks one part for one tile of query rows of one KV head:
  *     blockIdx.x = (part * h_kv + kv_head) * row_tiles + row_tile
  * so CTAs that read the same pages are neighbours.  Strides count elements. */
@@ -49,16 +54,22 @@ struct decode_params {
 	 * chunk. */
 	float *partial_out;     /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
 	float *partial_lse;     /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
-	struct part *part_rows; /* [num_parts], written by the decode kernel for combine        */
+	struct split *splits;    /* [num_parts], written by the decode kernel for combine        */
+
+	struct part *plan_parts; /* [num_parts], what fmla_plan writes; unused by decode */
 };
 
 /* What the kernels ask of the card. */
-enum { SWAP_THREADS = 256, SEESAW_THREADS = 384, COMBINE_THREADS = 128 };
+enum { SWAP_THREADS = 256, SEESAW_THREADS = 384, COMBINE_THREADS = 256 };
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+/* Once per device, before the first launch: lets the kernels use their shared memory, loads them. */
+cudaError_t fmla_prepare_decode_swap(void);
+cudaError_t fmla_prepare_decode_seesaw(void);
+cudaError_t fmla_prepare_combine(void);
 /* decode_swap.cu: tiles of 8, 16 or 32 rows.  decode_seesaw.cu: tiles of 64 rows. */
 cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
                                     cudaStream_t stream);

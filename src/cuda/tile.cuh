@@ -29,44 +29,48 @@ DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 /* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
  * A page index out of range is not loaded; *bad_tile tells whether there was one. */
 DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
-                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
+				   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
 	const int first = block * BLOCK; /* token */
 	const int left = piece.len - first;
 	const int tokens = left < BLOCK ? left : BLOCK;
-	const int boxes = (tokens + p.box_tokens - 1) / p.box_tokens; /* boxes along the tokens, <= 8 */
+	const int boxes = (tokens + p.box_tokens - 1) / p.box_tokens; /* along the tokens, 1 .. 64 */
 	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
-	bool bad = false;
-	int page = 0, row = 0;
-	if (lane < boxes) {
-		const int token = first + lane * p.box_tokens;
-		page = table[token / p.page];
-		row = token % p.page;
-		bad = (unsigned)page >= (unsigned)p.num_pages;
+	int page[2] = {0, 0}, row[2] = {0, 0}; /* of boxes lane and lane + 32 */
+	unsigned good[2];
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const int box = lane + 32 * i;
+		if (box < boxes) {
+			const int token = first + box * p.box_tokens;
+			page[i] = table[token / p.page];
+			row[i] = token % p.page;
+		}
+		good[i] = __ballot_sync(0xffffffff, box < boxes && (unsigned)page[i] < (unsigned)p.num_pages);
 	}
-	const unsigned good = __ballot_sync(0xffffffff, lane < boxes && !bad);
+	const int loaded = __popc(good[0]) + __popc(good[1]);
 	if (lane == 0) /* before its arrival on group 0, which publishes it */
-		*bad_tile = good != (1u << boxes) - 1;
-	const int bytes = __popc(good) * p.box_tokens * 128; /* a slice */
+		*bad_tile = loaded != boxes;
 	if (lane < GROUPS) {
-		const int slices =
-		    lane * GROUP_SLICES + GROUP_SLICES <= p.slices ? GROUP_SLICES : p.slices - lane * GROUP_SLICES;
-		mbar_expect_tx(full + 8 * lane, (uint32_t)(bytes * slices));
+		const int rest = p.slices - lane * GROUP_SLICES, slices = rest < GROUP_SLICES ? rest : GROUP_SLICES;
+		mbar_expect_tx(full + 8 * lane, (uint32_t)(loaded * p.box_tokens * 128 * slices));
 	}
 	__syncwarp();
-	if (p.box_slices == GROUP_SLICES) { /* whole groups: boxes is 1 */
-		const int page0 = __shfl_sync(0xffffffff, page, 0), row0 = __shfl_sync(0xffffffff, row, 0);
-		if (lane < GROUPS && good)
+	if (p.box_slices == GROUP_SLICES) { /* one page holds the tile: a box is a group of slices */
+		const int page0 = __shfl_sync(0xffffffff, page[0], 0), row0 = __shfl_sync(0xffffffff, row[0], 0);
+		if (lane < GROUPS && loaded)
 			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row0, lane * GROUP_SLICES,
-			            kv_head, page0, policy);
-	} else {
-		for (int e = 0; e < boxes; e++) {
-			const int page_e = __shfl_sync(0xffffffff, page, e), row_e = __shfl_sync(0xffffffff, row, e);
-			if (lane < p.slices && (good >> e & 1))
-				tma_load_5d(dst + lane * SLICE_BYTES + e * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
-				            row_e, lane, kv_head, page_e, policy);
-		}
+						kv_head, page0, policy);
+		return;
+	}
+	for (int box = 0; box < boxes; box++) {
+		const int i = box >> 5, from = box & 31;
+		const int page_b = __shfl_sync(0xffffffff, i ? page[1] : page[0], from);
+		const int row_b = __shfl_sync(0xffffffff, i ? row[1] : row[0], from);
+		if (lane < p.slices && ((i ? good[1] : good[0]) >> from & 1))
+			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0, row_b,
+						lane, kv_head, page_b, policy);
 	}
 }
 

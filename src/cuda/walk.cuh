@@ -22,7 +22,7 @@ DEV int64_t request_len(const struct decode_params &p, int req)
 	return len < 0 ? 0 : len < p.max_len ? len : p.max_len;
 }
 
-/* Inclusive sum over the CTA's threads; `warp_sums` is shared memory of one value a warp. Ends with a barrier. */
+/* Inclusive sum over the CTA's threads; `warp_sums` is shared memory of one value a warp.  Ends with a barrier. */
 DEV int64_t block_scan(int64_t x, int64_t *warp_sums, int64_t *total)
 {
 	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -44,45 +44,72 @@ DEV int64_t block_scan(int64_t x, int64_t *warp_sums, int64_t *total)
 	return x + before;
 }
 
-/* The borders of part `part`, into border[0] and border[1] (shared memory); called by all threads of the CTA.
- * An idle part gets border[0].req = PLAN_IDLE. */
-DEV void find_part(const struct decode_params &p, int part, struct border *border, int64_t *warp_sums)
+/* Shared memory of find_part. */
+struct schedule {
+	struct border border[2]; /* of the part; border[0].req PLAN_IDLE: no work    */
+	struct split split;      /* the split request that the part starts, if any   */
+	int64_t warp_sums[32];
+	int32_t longest;
+};
+
+DEV struct blocks request_blocks(const struct decode_params &p, int req)
 {
-	int64_t mine = 0, total, ignored;
+	return plan_blocks(request_len(p, req), request_tokens(p, req), p.window);
+}
+
+/* The axis of the live batch; called by all threads of the CTA. */
+DEV struct plan_axis live_axis(const struct decode_params &p, struct schedule &sh)
+{
+	int64_t mine = 0, total;
+	int longest = 0;
+	if (threadIdx.x == 0)
+		sh.longest = 0;
 	for (int i = threadIdx.x; i < p.b; i += blockDim.x) {
-		const struct blocks r = plan_blocks(request_len(p, i), request_tokens(p, i), p.window);
+		const struct blocks r = request_blocks(p, i);
 		mine += r.end - r.begin;
+		longest = max(longest, (int)(r.end - r.begin));
 	}
-	block_scan(mine, warp_sums, &total);
-	const struct plan_axis axis = plan_axis(total, p.b, p.num_parts, p.costs);
-	if (part >= axis.active) {
-		if (threadIdx.x == 0)
-			border[0].req = PLAN_IDLE;
-		__syncthreads();
+	__syncthreads();
+	longest = __reduce_max_sync(0xffffffff, longest);
+	if ((threadIdx.x & 31) == 0)
+		atomicMax(&sh.longest, longest);
+	block_scan(mine, sh.warp_sums, &total);
+	return plan_axis(total, sh.longest, p.b, p.num_parts, p.costs);
+}
+
+/* The borders of part `part`; called by all threads of the CTA, ends with a barrier. */
+DEV void find_part(const struct decode_params &p, int part, struct schedule &sh)
+{
+	const struct plan_axis axis = live_axis(p, sh);
+	const bool idle = part >= axis.active;
+	if (threadIdx.x == 0) {
+		sh.border[0] = (struct border){idle ? PLAN_IDLE : 0, 0};
+		sh.border[1] = (struct border){p.b, 0};
+		sh.split.pieces = 0;
+	}
+	__syncthreads();
+	if (idle)
 		return;
-	}
-	int64_t at[2];
-	for (int side = 0; side < 2; side++) {
-		at[side] = plan_position(axis, part + side);
-		if (threadIdx.x == 0 && part + side == 0)
-			border[side] = (struct border){0, 0};
-		if (threadIdx.x == 0 && part + side == axis.active)
-			border[side] = (struct border){p.b, 0};
-	}
-	int64_t start = 0; /* of the first request of this round */
+	const int64_t at[2] = {plan_position(axis, part), plan_position(axis, part + 1)};
+	int64_t start = 0; /* of the first request of this round on the axis */
 	for (int base = 0; base < p.b && start <= at[1]; base += blockDim.x) {
 		const int i = base + threadIdx.x;
 		struct blocks r = {0, 0};
-		int64_t cost = 0;
+		int64_t cost = 0, sum;
 		if (i < p.b) {
-			r = plan_blocks(request_len(p, i), request_tokens(p, i), p.window);
-			cost = r.end - r.begin + axis.overhead;
+			r = request_blocks(p, i);
+			cost = plan_cost(axis, r);
 		}
-		const int64_t S = start + block_scan(cost, warp_sums, &ignored) - cost;
-		start += ignored;
-		for (int side = 0; side < 2; side++)
-			if (i < p.b && part + side > 0 && part + side < axis.active && at[side] >= S && at[side] < S + cost)
-				border[side] = plan_cut(axis, at[side], i, S, r);
+		const int64_t S = start + block_scan(cost, sh.warp_sums, &sum) - cost;
+		start += sum;
+		for (int side = 0; side < 2; side++) {
+			if (at[side] < S || at[side] >= S + cost || part + side == 0 || part + side == axis.active)
+				continue;
+			sh.border[side] = plan_cut(axis, at[side], i, S, r);
+			const struct border_range inner = plan_inner_borders(axis, S, r);
+			if (side == 1 && inner.first == part + 1 && axis.chunk == 0)
+				sh.split = (struct split){i, part, (int)(inner.end - inner.first) + 1};
+		}
 	}
 	__syncthreads();
 }
@@ -145,22 +172,6 @@ DEV bool walk_next(const struct decode_params &p, struct walk &w, int row_tile, 
 			return true;
 	}
 	return false;
-}
-
-/* Leaves the part in plan form for combine; one thread of one CTA of the part calls it.  begin_split and the split
- * flags say where the pieces of a split request are: combine follows parts until one ends the request. */
-DEV void publish_part(const struct decode_params &p, int part, const struct border *border)
-{
-	struct part row = {PLAN_IDLE, 0, 0, 0, 0, 0, 0, PLAN_TAG};
-	if (border[0].req != PLAN_IDLE) {
-		row.begin_req = (int32_t)border[0].req;
-		row.begin_block = (int32_t)border[0].block;
-		row.end_req = (int32_t)border[1].req;
-		row.end_block = (int32_t)border[1].block;
-		row.first_split = border[0].block > 0;
-		row.last_split = border[1].block > 0;
-	}
-	p.part_rows[part] = row;
 }
 
 #endif
