@@ -9,15 +9,15 @@
 #include <cuda_runtime.h>
 
 /* `smem` bytes of dynamic shared memory must have been allowed once per device (fmla_prepare_kernels). */
-static inline cudaError_t launch(const void *kernel, unsigned grid, unsigned threads, int smem, cudaStream_t stream,
-                                 const void *params, const CUtensorMap *map)
+static inline cudaError_t launch(const void *kernel, unsigned grid, dim3 threads, int smem, cudaStream_t stream,
+                                 const void *params, const CUtensorMap *map = NULL)
 {
 	cudaLaunchAttribute attr[1];
 	attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
 	attr[0].val.programmaticStreamSerializationAllowed = 1;
 	cudaLaunchConfig_t config = {};
 	config.gridDim = dim3(grid);
-	config.blockDim = dim3(threads);
+	config.blockDim = threads;
 	config.dynamicSmemBytes = (size_t)smem;
 	config.stream = stream;
 	config.attrs = attr;
