@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * check_gpu - every test that needs a GPU, in one program that needs nothing but the driver.
+ *     check_gpu [--brief] [--filter TEXT] [--list]
+ * Last line: "N passed, N failed"; exit status 1 when something failed or nothing ran.  --brief runs the short list
+ * that is meant for compute-sanitizer. */
+#include "gpu.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static struct {
+	const char *filter;
+	bool brief, list;
+	int passed, failed;
+	char reason[1024];
+} run;
+
+bool fail(const char *format, ...)
+{
+	const size_t used = strlen(run.reason);
+	va_list args;
+	va_start(args, format);
+	if (used + 64 < sizeof(run.reason)) {
+		snprintf(run.reason + used, sizeof(run.reason) - used, "\n    ");
+		vsnprintf(run.reason + used + 5, sizeof(run.reason) - used - 5, format, args);
+	}
+	va_end(args);
+	return false;
+}
+
+static double seconds(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool wanted(const char *name, bool brief)
+{
+	return (!run.filter || strstr(name, run.filter)) && (!run.brief || brief);
+}
+
+static void run_test(fmla_ctx *gpu, const struct test *t)
+{
+	if (!wanted(t->name, t->brief))
+		return;
+	if (run.list) {
+		printf("%s\n", t->name);
+		return;
+	}
+	run.reason[0] = '\0';
+	const double start = seconds();
+	bool ok = t->run(gpu, t->arg);
+	const cudaError_t error = cudaDeviceSynchronize();
+	if (error != cudaSuccess)
+		ok = fail("%s", cudaGetErrorString(error));
+	printf("%s %-70s %6.2f s%s\n", ok ? "ok  " : "FAIL", t->name, seconds() - start, ok ? "" : run.reason);
+	fflush(stdout);
+	run.passed += ok;
+	run.failed += !ok;
+	if (error != cudaSuccess) { /* such an error does not go away */
+		printf("the device is lost, %d passed, %d failed\n", run.passed, run.failed);
+		exit(1);
+	}
+}
+
+/* The references of all shapes take far longer than the GPU: all cores build problems, then one runs them. */
+static void run_parity(fmla_ctx *gpu)
+{
+	struct problem_pair *all = calloc((size_t)num_parity_shapes, sizeof(*all));
+	bool *made = calloc((size_t)num_parity_shapes, sizeof(*made));
+	if (!all || !made)
+		exit(1);
+#pragma omp parallel for schedule(dynamic)
+	for (int i = 0; i < num_parity_shapes; i++) {
+		char name[256];
+		shape_name(&parity_shapes[i], name, sizeof(name));
+		made[i] = wanted(name, false) && !run.list && problem_make(&all[i], &parity_shapes[i]);
+	}
+	for (int i = 0; i < num_parity_shapes; i++) {
+		char name[256];
+		shape_name(&parity_shapes[i], name, sizeof(name));
+		if (!wanted(name, false))
+			continue;
+		if (run.list) {
+			printf("%s\n", name);
+			continue;
+		}
+		run.reason[0] = '\0';
+		const bool ok = made[i] && problem_run(&all[i], gpu);
+		printf("%s %s%s\n", ok ? "ok  " : "FAIL", name, ok ? "" : run.reason);
+		fflush(stdout);
+		run.passed += ok;
+		run.failed += !ok;
+		problem_free(&all[i]);
+		if (cudaDeviceSynchronize() != cudaSuccess) {
+			printf("the device is lost, %d passed, %d failed\n", run.passed, run.failed);
+			exit(1);
+		}
+	}
+	free(all);
+	free(made);
+}
+
+int main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--brief") == 0)
+			run.brief = true;
+		else if (strcmp(argv[i], "--list") == 0)
+			run.list = true;
+		else if (strcmp(argv[i], "--filter") == 0 && i + 1 < argc)
+			run.filter = argv[++i];
+		else
+			return fprintf(stderr, "usage: check_gpu [--brief] [--filter TEXT] [--list]\n"), 2;
+	}
+	fmla_ctx *gpu = NULL;
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = "cuda"};
+	if (!run.list && fmla_ctx_create(&gpu, &options) != FMLA_OK) {
+		printf("SKIP: no GPU backend here: %s\n0 passed, 0 failed\n", fmla_last_error(gpu));
+		fmla_ctx_destroy(gpu);
+		return 1;
+	}
+	const struct test *lists[] = {stream_tests, plan_tests, decode_tests};
+	for (int l = 0; l < 3; l++)
+		for (const struct test *t = lists[l]; t->name; t++)
+			run_test(gpu, t);
+	run_parity(gpu);
+	fmla_ctx_destroy(gpu);
+	if (run.list)
+		return 0;
+	printf("%d passed, %d failed\n", run.passed, run.failed);
+	return run.failed > 0 || run.passed == 0;
+}
