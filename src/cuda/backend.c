@@ -324,10 +324,8 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 
 static fmla_status launch_plan(struct fmla_ctx *ctx, const struct problem *p)
 {
-	struct decode_params d = params_of(ctx, p);
-	d.plan_parts = p->plan_parts;
-	d.num_parts = (int32_t)p->num_parts;
-	TRY_CUDA(ctx, fmla_launch_plan(&d, p->plan_splits, p->stream));
+	const struct decode_params d = params_of(ctx, p);
+	TRY_CUDA(ctx, fmla_launch_plan(&d, p->plan_parts, p->num_parts, p->plan_splits, p->stream));
 	return FMLA_OK;
 }
 

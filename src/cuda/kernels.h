@@ -55,8 +55,6 @@ struct decode_params {
 	float *partial_out;     /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
 	float *partial_lse;     /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
 	struct split *splits;    /* [num_parts], written by the decode kernel for combine        */
-
-	struct part *plan_parts; /* [num_parts], what fmla_plan writes; unused by decode */
 };
 
 /* What the kernels ask of the card. */
@@ -78,7 +76,7 @@ cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const CUten
 /* combine.cu: merges the pieces of split requests. */
 cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream);
 /* plan.cu: rows [num_rows >= num_parts] (the rest idle) and splits [b + 1] of fmla_plan; of *p it reads what
- * walk.cuh's find_part reads: b, s_q, lengths, max_len, window, num_parts, costs. */
+ * walk.cuh's live_axis reads: b, s_q, lengths, max_len, window, num_parts, costs. */
 cudaError_t fmla_launch_plan(const struct decode_params *p, struct part *rows, int64_t num_rows, int32_t *splits,
                              cudaStream_t stream);
 /* merge.cu, append.cu. */

@@ -2,7 +2,7 @@
  *
  * plan.cu - stage 2 as a kernel of its own: the rows of fmla_plan, from live lengths, equal to the host planner's.
  *
- * What      plan_core.h's axis and borders, written out as rows and as the prefix sum of splits
+ * What      plan_core.h's axis and borders written out, as rows and as the prefix sum of splits
  * Work      one CTA; every thread owns a run of consecutive requests, so one scan over the CTA gives each thread its
  *           place on the axis and a second one its place in the splits; shared memory does not depend on b
  * Note      decode does not need it (each of its CTAs finds its own part, walk.cuh); callers use the rows to look at
@@ -18,36 +18,28 @@ struct cut {
 	int32_t split;
 };
 
-DEV struct blocks blocks_of(const struct decode_params &p, int req)
-{
-	const struct blocks none = {0, 0};
-	return req >= 0 && req < p.b ? plan_blocks(request_len(p, req), request_tokens(p, req), p.window) : none;
-}
-
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
     fmla_plan_rows(const __grid_constant__ struct decode_params p, struct part *rows, int64_t num_rows, int32_t *splits)
 {
+	__shared__ struct schedule sh;
 	__shared__ struct cut cuts[MAX_PARTS + 1];
-	__shared__ int64_t warp_sums[PLAN_THREADS / 32];
 	const int run = (p.b + PLAN_THREADS - 1) / PLAN_THREADS;
 	const int first = min((int)threadIdx.x * run, p.b), end = min(first + run, p.b);
 
-	/* 1. The axis: blocks of everything, and of what lies before this thread's requests. */
-	int64_t mine = 0, total;
-	for (int i = first; i < end; i++) {
-		const struct blocks r = blocks_of(p, i);
-		mine += r.end - r.begin;
-	}
-	const int64_t before = block_scan(mine, warp_sums, &total) - mine;
-	const struct plan_axis axis = plan_axis(total, p.b, p.num_parts, p.costs);
+	/* 1. The axis, and where this thread's requests begin on it. */
+	const struct plan_axis axis = live_axis(p, sh);
 	const int active = (int)axis.active;
+	int64_t start = 0, ignored;
+	for (int i = first; i < end; i++)
+		start += plan_cost(axis, request_blocks(p, i));
+	start = block_scan(start, sh.warp_sums, &ignored) - start;
 
 	/* 2. The borders that lie in this thread's requests, and how many pieces those requests have. */
-	int64_t start = before + (int64_t)first * axis.overhead, pieces = 0, ignored;
+	int64_t pieces = 0;
 	int j = (int)(axis.total > 0 ? plan_border_at_or_after(axis, start) : axis.active);
 	for (int i = first; i < end; i++) {
-		const struct blocks r = blocks_of(p, i);
-		const int64_t next = start + axis.overhead + (r.end - r.begin);
+		const struct blocks r = request_blocks(p, i);
+		const int64_t next = start + plan_cost(axis, r);
 		int inside = 0;
 		for (; j < active && plan_position(axis, j) < next; j++) {
 			if (j == 0)
@@ -64,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		cuts[0] = (struct cut){0, 0, 0};
 		cuts[active] = (struct cut){p.b, 0, 0};
 	}
-	int64_t split = block_scan(pieces, warp_sums, &ignored) - pieces; /* its barriers also publish cuts */
+	int64_t split = block_scan(pieces, sh.warp_sums, &ignored) - pieces; /* its barriers also publish cuts */
 
 	/* 3. Splits: counts become their prefix sum. */
 	for (int i = first; i < end; i++) {
@@ -76,12 +68,14 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		splits[p.b] = (int32_t)split;
 
 	/* 4. Rows: each from its two borders. */
+	const struct blocks none = {0, 0};
 	for (int64_t row = threadIdx.x; row < num_rows; row += PLAN_THREADS) {
 		struct part part = {PLAN_IDLE, 0, 0, 0, 0, 0, 0, PLAN_TAG};
 		if (row < active) {
 			const struct cut a = cuts[row], b = cuts[row + 1];
-			part = plan_row(axis, (struct border){a.req, a.block}, blocks_of(p, a.req), a.split,
-			                (struct border){b.req, b.block}, blocks_of(p, b.block > 0 ? b.req : b.req - 1));
+			const int last = b.block > 0 ? b.req : b.req - 1;
+			part = plan_row(axis, (struct border){a.req, a.block}, a.req < p.b ? request_blocks(p, a.req) : none,
+			                a.split, (struct border){b.req, b.block}, last >= 0 ? request_blocks(p, last) : none);
 		}
 		rows[row] = part;
 	}
