@@ -101,9 +101,10 @@ $(BUILD)/obj/%.c.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# Host code of kernels needs nothing of libstdc++.
 $(BUILD)/obj/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
-	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics -MMD -MP -c -o $@ $<
 
 # The public archive holds one object in which everything but the API is local, so that no inner name can clash with a
 # caller's; the tests link the inner one.
@@ -164,9 +165,14 @@ check:
 	@tests/check.sh
 	@$(MAKE) --no-print-directory check-python CUDA=0 BUILD=$(BUILD)/cpu
 
-check-gpu: cli
-	$(BUILD)/flashmla check --backend cuda
+# One program each, linked with the static library and the static CUDA runtime: they run on any machine with a driver.
+GPU_CHECK_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(wildcard tests/gpu/*.c))
+$(BUILD)/check_gpu: $(GPU_CHECK_OBJ) $(SHARED_OBJ) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu)
 	@$(MAKE) --no-print-directory check-python-gpu
+	@tests/gpu/run.sh $(BUILD)
 
 bench: cli
 	$(BUILD)/flashmla bench --backend cpu

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Decode on the GPU: the table of shapes that must agree with `ref`, and the promises beyond one call. */
+ * Decode on the GPU: cases beyond the shared table, and the promises beyond one call. */
 #include "gpu.h"
 
 #include <math.h>
@@ -8,237 +8,98 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SHAPE(...)                                                                                            \
-	{                                                                                                         \
-		.b = 7, .s_q = 1, .h_q = 16, .h_kv = 1, .page = 64, .s_k = 600, .lengths = MIXED, .seed = __LINE__, __VA_ARGS__ \
-	}
-/* The same shape in both types. */
-#define BOTH(...) SHAPE(__VA_ARGS__), SHAPE(__VA_ARGS__, .fp16 = 1)
-
-/* Later initialisers win: each line says what differs from the shape above. */
-#pragma GCC diagnostic ignored "-Woverride-init"
-const struct shape parity_shapes[] = {
-    /* heads: full tiles, one row more, one less, and the counts of real models */
-    BOTH(.h_q = 1), BOTH(.h_q = 3), BOTH(.h_q = 8), SHAPE(.h_q = 9), BOTH(.h_q = 16), SHAPE(.h_q = 17),
-    SHAPE(.h_q = 24, .fp16 = 1), BOTH(.h_q = 32), SHAPE(.h_q = 33, .fp16 = 1), SHAPE(.h_q = 63), BOTH(.h_q = 64),
-    SHAPE(.h_q = 65), SHAPE(.h_q = 100, .fp16 = 1), SHAPE(.h_q = 127), BOTH(.h_q = 128), SHAPE(.h_q = 129),
-    SHAPE(.h_q = 130, .fp16 = 1),
-    /* query tokens */
-    BOTH(.s_q = 2, .causal = 1), SHAPE(.s_q = 2, .h_q = 128, .causal = 1), SHAPE(.s_q = 3, .h_q = 5, .causal = 1),
-    SHAPE(.s_q = 4, .h_q = 32, .causal = 1, .fp16 = 1), SHAPE(.s_q = 5, .h_q = 9), SHAPE(.s_q = 17, .h_q = 1, .causal = 1),
-    SHAPE(.b = 2, .s_q = 70, .h_q = 2, .causal = 1, .s_k = 130), SHAPE(.b = 1, .s_q = 300, .h_q = 4, .causal = 1, .lengths = UNIFORM, .s_k = 300),
-    /* KV heads */
-    BOTH(.h_q = 8, .h_kv = 2), SHAPE(.h_q = 6, .h_kv = 3, .s_q = 2, .causal = 1), SHAPE(.h_q = 128, .h_kv = 2),
-    SHAPE(.h_q = 5, .h_kv = 5, .fp16 = 1), SHAPE(.h_q = 160, .h_kv = 2, .b = 3),
-    /* pages */
-    BOTH(.page = 1), SHAPE(.page = 2), SHAPE(.page = 7), BOTH(.page = 16), SHAPE(.page = 24), BOTH(.page = 32), SHAPE(.page = 48),
-    SHAPE(.page = 96), BOTH(.page = 128), SHAPE(.page = 192), SHAPE(.page = 256), SHAPE(.page = 1000),
-    SHAPE(.page = 1, .h_q = 64), SHAPE(.page = 16, .h_q = 128), SHAPE(.page = 48, .h_q = 64, .s_q = 2, .causal = 1),
-    SHAPE(.page = 256, .h_q = 128, .fp16 = 1), SHAPE(.page = 32, .h_kv = 2, .h_q = 32),
-    /* no rope part */
-    BOTH(.d_qk = 512), SHAPE(.d_qk = 512, .h_q = 64), SHAPE(.d_qk = 512, .h_q = 128, .page = 16),
-    /* window */
-    BOTH(.window = 1), SHAPE(.window = 64), SHAPE(.window = 65, .s_q = 3, .causal = 1), SHAPE(.window = 100, .h_q = 128, .causal = 1, .s_q = 2),
-    SHAPE(.window = 300, .h_q = 64, .page = 16), SHAPE(.window = 100000, .h_q = 8), SHAPE(.window = 10, .s_q = 20, .h_q = 2),
-    /* ragged query tokens */
-    BOTH(.ragged_q = 1, .s_q = 4, .causal = 1), SHAPE(.ragged_q = 1, .s_q = 9, .h_q = 5), SHAPE(.ragged_q = 1, .s_q = 3, .h_q = 128, .causal = 1),
-    SHAPE(.ragged_q = 1, .s_q = 2, .h_q = 64, .window = 77, .causal = 1, .b = 20), SHAPE(.ragged_q = 1, .s_q = 40, .h_q = 2, .h_kv = 2, .causal = 1),
-    /* strides */
-    BOTH(.strided = 1), SHAPE(.strided = 1, .odd = 1), SHAPE(.odd = 1, .h_q = 128), SHAPE(.odd = 1, .h_q = 64, .fp16 = 1),
-    SHAPE(.strided = 1, .h_q = 128, .page = 16, .s_q = 2, .causal = 1), SHAPE(.strided = 1, .h_kv = 2, .h_q = 64, .page = 32),
-    SHAPE(.odd = 1, .h_q = 8, .ragged_q = 1, .s_q = 3), SHAPE(.strided = 1, .h_q = 32, .page = 128),
-    /* sinks, empty lse, no lse */
-    BOTH(.sink = 1), SHAPE(.sink = 1, .h_q = 128), SHAPE(.sink = 1, .h_q = 64, .s_q = 2, .causal = 1), SHAPE(.sink = 1, .h_q = 8, .b = 1, .lengths = UNIFORM, .s_k = 3000),
-    BOTH(.flags = FMLA_EMPTY_LSE_NEG_INF), SHAPE(.flags = FMLA_EMPTY_LSE_NEG_INF, .h_q = 128, .s_q = 3, .causal = 1), SHAPE(.no_lse = 1), SHAPE(.no_lse = 1, .h_q = 128),
-    /* scores: peaked, huge, zero scale, negative scale */
-    BOTH(.loud = 8), SHAPE(.loud = 8, .h_q = 128), SHAPE(.loud = 1000), SHAPE(.loud = 1000, .h_q = 64, .fp16 = 1), SHAPE(.scale = -0.05f), SHAPE(.scale = -0.05f, .h_q = 128),
-    SHAPE(.scale = 1e-30f, .h_q = 64), SHAPE(.scale = 3.0f, .loud = 100, .h_q = 8),
-    /* splits: few requests, many parts */
-    BOTH(.b = 1, .lengths = UNIFORM, .s_k = 8000, .h_q = 16), BOTH(.b = 1, .lengths = UNIFORM, .s_k = 3000, .h_q = 64),
-    BOTH(.b = 1, .lengths = UNIFORM, .s_k = 2000, .h_q = 128), SHAPE(.b = 1, .lengths = UNIFORM, .s_k = 40000, .h_q = 1),
-    SHAPE(.b = 2, .lengths = UNIFORM, .s_k = 4001, .h_q = 8, .s_q = 2, .causal = 1), SHAPE(.b = 1, .lengths = UNIFORM, .s_k = 64, .h_q = 16),
-    SHAPE(.b = 1, .lengths = UNIFORM, .s_k = 65, .h_q = 128), SHAPE(.b = 3, .s_k = 5000, .lengths = UNIFORM, .h_q = 4, .page = 16, .fp16 = 1),
-    SHAPE(.b = 1, .s_k = 9000, .lengths = UNIFORM, .h_q = 4, .h_kv = 4), SHAPE(.b = 1, .s_k = 5000, .lengths = UNIFORM, .h_q = 16, .window = 2000),
-    /* batches around the number of SMs, shared pages, and one long request among short ones */
-    SHAPE(.b = 131, .s_k = 200, .h_q = 4), SHAPE(.b = 132, .s_k = 200, .h_q = 4), SHAPE(.b = 133, .s_k = 200, .h_q = 4, .fp16 = 1),
-    SHAPE(.b = 300, .s_k = 150, .h_q = 3, .page = 16), SHAPE(.b = 40, .cycle = 5, .h_q = 8), SHAPE(.b = 9, .cycle = 3, .h_q = 64, .page = 32),
-    SHAPE(.b = 1, .lengths = UNIFORM, .s_k = 1100000, .h_q = 1, .cycle = 40), SHAPE(.b = 8, .s_k = 20000, .h_q = 2, .cycle = 9),
-    /* batch-invariant mode */
-    BOTH(.flags = FMLA_BATCH_INVARIANT), SHAPE(.flags = FMLA_BATCH_INVARIANT, .b = 2, .lengths = UNIFORM, .s_k = 9000, .h_q = 8),
-    SHAPE(.flags = FMLA_BATCH_INVARIANT, .b = 2, .lengths = UNIFORM, .s_k = 5000, .h_q = 64, .window = 4500),
+/* clang-format off */
+const char *const gpu_cases[] = {
+	/* row counts between the tiles, several row tiles, several KV heads beside several row tiles */
+	"h_q=24 b=3 varlen=1 s_k=500", "h_q=100 b=3 varlen=1 s_k=500 dtype=fp16", "h_q=130 b=3 varlen=1 s_k=400 wild=1",
+	"h_q=160 h_kv=2 b=3 varlen=1 s_k=400", "h_q=260 h_kv=2 s_q=2 s_k=300 b=2", "h_q=5 h_kv=5 s_q=3 b=4 varlen=1 dtype=fp16",
+	"s_q=300 h_q=4 s_k=300", "s_q=128 h_q=3 s_k=200 b=2 dtype=fp16", "s_q=40 ragged=1 b=6 varlen=1 h_q=2 h_kv=2",
+	/* pages of every kind for tiles of 8, 32 and 64 rows */
+	"page=1 h_q=64 s_k=200 b=2", "page=2 h_q=8 varlen=1 b=5 wild=1", "page=8 s_k=500 b=3 varlen=1", "page=16 h_q=128 s_k=700 b=3 varlen=1",
+	"page=24 s_k=500 b=3 varlen=1", "page=48 h_q=64 s_q=2 s_k=700 b=3 varlen=1", "page=32 h_q=32 h_kv=2 s_k=900 b=2 varlen=1",
+	"page=96 s_k=1000 b=3 varlen=1 h_q=32", "page=128 h_q=128 s_k=1000 b=3 varlen=1 wild=1", "page=192 s_k=1000 b=3 varlen=1 h_q=64",
+	"page=256 h_q=128 dtype=fp16 s_k=1000 b=3 varlen=1", "page=1000 s_k=2500 b=3 varlen=1", "page=4096 s_k=5000 h_q=8",
+	"page=16 dqk=512 h_q=128 s_k=500", "page=64 dqk=512 h_q=64 s_q=2 b=3 varlen=1 s_k=500 dtype=fp16",
+	/* windows across tiles and splits */
+	"window=64 h_q=128 s_q=2 b=4 varlen=1 s_k=900", "window=300 h_q=64 page=16 b=4 varlen=1 s_k=900", "window=10 s_q=20 h_q=2 s_k=300",
+	"window=2000 s_k=5000 dtype=fp16", "window=1000 s_k=70000 h_q=1",
+	/* batches around the number of SMs; few requests on many parts; one long request among short ones */
+	"b=131 s_k=200 h_q=4 varlen=1", "b=132 s_k=200 h_q=4", "b=133 s_k=200 h_q=4 varlen=1 dtype=fp16", "b=264 s_k=130 h_q=3 page=16",
+	"b=2 s_k=4001 h_q=8 s_q=2", "b=3 s_k=5000 h_q=4 page=16 dtype=fp16", "b=1 s_k=9000 h_q=4 h_kv=4", "b=1 s_k=3000 h_q=128 dtype=fp16",
+	"b=5 s_k=20000 h_q=2 varlen=1", "b=1 s_k=40000 h_q=1", "b=67 s_k=300 h_q=64 varlen=1",
+	/* sinks and the two empty values with several tiles and splits */
+	"sink=1 h_q=128 s_k=3000", "sink=1 h_q=64 s_q=2 b=5 varlen=1 s_k=500 wild=1", "sink=1 h_q=8 s_k=6000 peak=20", "neg_inf=1 h_q=128 s_q=3 b=9 varlen=1 s_k=70",
+	/* scores that grow along the keys' tiles, one-hot, and flat */
+	"peak=300 h_q=128 s_k=2000", "peak=2000 s_k=700", "peak=1000 h_q=64 dtype=fp16 s_k=700", "peak=0 h_q=128 s_k=500", "peak=0 s_k=3000",
+	/* b past every small limit */
+	"b=20000 s_k=12 h_q=2 page=4 varlen=1", "b=65536 s_k=3 h_q=1 page=1 varlen=1", "b=12000 s_k=5 h_q=16 page=8",
+	"b=3000 s_q=4 ragged=1 h_q=4 s_k=100 varlen=1",
+	/* beyond a million tokens */
+	"s_k=1100000 h_q=1",
 };
-const int num_parity_shapes = sizeof(parity_shapes) / sizeof(parity_shapes[0]);
+/* clang-format on */
+const size_t gpu_case_count = sizeof(gpu_cases) / sizeof(gpu_cases[0]);
 
-/* ---- helpers ---- */
-
-/* out and lse as they are on the device, one after the other. */
-static uint8_t *download_results(const struct problem_pair *p)
+/* Runs `body` on a job made from the line `arg`. */
+static bool with_job(fmla_ctx *gpu, const void *arg, bool (*body)(fmla_ctx *gpu, struct job *job))
 {
-	uint8_t *all = malloc(p->out.bytes + p->lse.bytes + 1);
-	if (!all || !mirror_download(&p->out, all) || (p->lse.used && !mirror_download(&p->lse, all + p->out.bytes))) {
-		free(all);
-		return NULL;
-	}
-	return all;
+	struct job *job = calloc(1, sizeof(*job));
+	const bool ok = job && job_make(job, arg) && body(gpu, job);
+	if (job)
+		job_free(job);
+	free(job);
+	return ok;
 }
 
-static bool same_results(const struct problem_pair *p, const uint8_t *before, const char *what)
+static bool one(fmla_ctx *gpu, struct job *job)
 {
-	uint8_t *now = download_results(p);
-	const bool same = now && memcmp(now, before, p->out.bytes + p->lse.bytes) == 0;
-	free(now);
-	EXPECT(same, "%s: results are not bitwise the same", what);
-	return true;
+	return job_run(job, gpu);
 }
 
-#define WITH_PROBLEM(p, shape, body)                    \
-	struct problem_pair p;                              \
-	bool ok_ = problem_make(&p, (shape)) && (body); \
-	problem_free(&p);                                   \
-	return ok_
-
-/* ---- one after the other, at once, in a graph ---- */
-
-static bool repeat_body(fmla_ctx *gpu, struct problem_pair *p)
+static bool test_one(fmla_ctx *gpu, const void *arg)
 {
-	if (!problem_run(p, gpu))
+	return with_job(gpu, arg, one);
+}
+
+/* ---- the same answer, always ---- */
+
+enum { REPEATS = 20 };
+
+static bool repeat(fmla_ctx *gpu, struct job *job)
+{
+	if (!job_run(job, gpu))
 		return false;
-	uint8_t *first = download_results(p);
+	char *first = job_snapshot(job);
 	bool ok = first != NULL;
-	for (int i = 0; ok && i < 20; i++) {
-		ok = problem_upload(p, gpu) && (fmla_decode(gpu, &p->device) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
-		     same_results(p, first, "run to run");
-	}
+	for (int i = 0; ok && i < REPEATS; i++)
+		ok = job_upload(job, gpu) && (fmla_decode(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
+		     job_unchanged(job, first, "run to run");
 	free(first);
 	return ok;
 }
 
 static bool test_repeat(fmla_ctx *gpu, const void *arg)
 {
-	WITH_PROBLEM(p, arg, repeat_body(gpu, &p));
+	return with_job(gpu, arg, repeat);
 }
 
-/* The same call on four streams, each with its own workspace and outputs, all in flight at once. */
-enum { STREAMS = 4, ROUNDS = 8 };
-
-static bool streams_body(struct problem_pair *p, fmla_ctx **ctx, cudaStream_t *stream)
+/* Request i of a batch alone, and the whole batch: the same rows. */
+static bool invariant(fmla_ctx *gpu, struct job *job)
 {
-	for (int i = 0; i < STREAMS; i++) {
-		EXPECT(fmla_ctx_create(&ctx[i], NULL) == FMLA_OK, "no context");
-		EXPECT_CUDA(cudaStreamCreateWithFlags(&stream[i], cudaStreamNonBlocking));
-		if (!problem_upload(&p[i], ctx[i]))
-			return false;
-		p[i].device.stream = stream[i];
-	}
-	for (int round = 0; round < ROUNDS; round++)
-		for (int i = 0; i < STREAMS; i++)
-			EXPECT_OK(ctx[i], fmla_decode(ctx[i], &p[i].device));
-	for (int i = 0; i < STREAMS; i++)
-		if (!problem_compare(&p[i], "stream"))
-			return false;
-	return true;
-}
-
-static bool test_streams(fmla_ctx *gpu, const void *arg)
-{
-	(void)gpu; /* a context per stream */
-	struct problem_pair p[STREAMS];
-	fmla_ctx *ctx[STREAMS] = {0};
-	cudaStream_t stream[STREAMS] = {0};
-	bool ok = true;
-	for (int i = 0; i < STREAMS; i++) {
-		struct shape s = *(const struct shape *)arg;
-		s.seed += (uint64_t)i;
-		s.h_q = i == 0 ? s.h_q : i == 1 ? 8 : i == 2 ? 128 : 32; /* different kernels side by side */
-		ok = problem_make(&p[i], &s) && ok;
-	}
-	ok = ok && streams_body(p, ctx, stream);
-	for (int i = 0; i < STREAMS; i++) {
-		problem_free(&p[i]);
-		fmla_ctx_destroy(ctx[i]);
-		if (stream[i])
-			cudaStreamDestroy(stream[i]);
-	}
-	return ok;
-}
-
-/* A graph of plan + decode is replayed after lengths and table changed on the device: nothing may stick. */
-static bool graph_body(fmla_ctx *gpu, struct problem_pair *p, struct mirror *parts, struct mirror *splits)
-{
-	cudaStream_t stream;
-	cudaGraph_t graph;
-	cudaGraphExec_t exec;
-	int64_t num_parts;
-	if (!problem_upload(p, gpu))
+	if (!job_run(job, gpu))
 		return false;
-	EXPECT_OK(gpu, fmla_plan_parts(gpu, &p->device, &num_parts));
-	if (!mirror_make(parts, (struct fmla_dtype)FMLA_INT32, 2, (int64_t[]){num_parts, 8}, NULL) ||
-	    !mirror_make(splits, (struct fmla_dtype)FMLA_INT32, 1, (int64_t[]){p->shape.b + 1}, NULL) ||
-	    !mirror_upload(parts, NULL) || !mirror_upload(splits, NULL))
-		return false;
-	p->device.plan_parts = &parts->on_device;
-	p->device.plan_splits = &splits->on_device;
-	EXPECT_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-	p->device.stream = stream;
-	EXPECT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-	EXPECT_OK(gpu, fmla_plan(gpu, &p->device));
-	EXPECT_OK(gpu, fmla_decode(gpu, &p->device));
-	EXPECT_OK(gpu, fmla_decode(gpu, &p->device)); /* the next layer */
-	EXPECT_CUDA(cudaStreamEndCapture(stream, &graph));
-	EXPECT_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-
-	int32_t *lengths = p->lengths.on_host.data;
-	uint64_t rng = 5;
-	bool ok = true;
-	for (int replay = 0; ok && replay < 6; replay++) {
-		if (replay > 0) /* only shorter ones: the host's table and cache stay as they are */
-			for (int i = 0; i < p->shape.b; i++)
-				lengths[i] = replay == 3 ? 0 : (int32_t)(random_next(&rng) % (uint64_t)(lengths[i] + 1));
-		if (replay == 4) { /* and back to full length */
-			for (int i = 0; i < p->shape.b; i++)
-				lengths[i] = p->shape.s_k;
-		}
-		ok = problem_reference(p) && mirror_upload(&p->lengths, NULL) && mirror_poison(&p->out) &&
-		     mirror_poison(&p->lse);
-		EXPECT_CUDA(cudaGraphLaunch(exec, stream));
-		ok = ok && problem_compare(p, replay == 3 ? "replay with empty requests" : "replay");
-	}
-	cudaGraphExecDestroy(exec);
-	cudaGraphDestroy(graph);
-	cudaStreamDestroy(stream);
-	return ok;
-}
-
-static bool test_graph(fmla_ctx *gpu, const void *arg)
-{
-	struct problem_pair p;
-	struct mirror parts = {0}, splits = {0};
-	const bool ok = problem_make(&p, arg) && graph_body(gpu, &p, &parts, &splits);
-	problem_free(&p);
-	mirror_free(&parts);
-	mirror_free(&splits);
-	return ok;
-}
-
-/* ---- batch invariance ---- */
-
-/* Request i of a batch alone, and the whole batch: bit for bit the same rows. */
-static bool invariant_body(fmla_ctx *gpu, struct problem_pair *p)
-{
-	if (!problem_run(p, gpu))
-		return false;
-	uint8_t *whole = download_results(p);
+	char *whole = job_snapshot(job);
 	EXPECT(whole, "no results");
-	const struct fmla_decode_args batch = p->device;
-	bool ok = mirror_poison(&p->out) && mirror_poison(&p->lse);
-	for (int i = 0; ok && i < p->shape.b; i++) {
+	const struct fmla_decode_args batch = job->args;
+	bool ok = job_poison(job);
+	for (int64_t i = 0; ok && i < job->data.c.b; i++) {
 		struct fmla_tensor one[5] = {*batch.q, *batch.block_table, *batch.cache_seqlens, *batch.out, *batch.lse};
 		int64_t shapes[5][4];
 		for (int t = 0; t < 5; t++) {
 			memcpy(shapes[t], one[t].shape, sizeof(int64_t) * (size_t)one[t].ndim);
 			shapes[t][0] = 1;
 			one[t].shape = shapes[t];
-			one[t].data = (uint8_t *)one[t].data + i * one[t].strides[0] * (one[t].dtype.bits / 8);
+			one[t].data = (char *)one[t].data + i * one[t].strides[0] * (one[t].dtype.bits / 8);
 		}
 		struct fmla_decode_args alone = batch;
 		alone.q = &one[0];
@@ -248,154 +109,267 @@ static bool invariant_body(fmla_ctx *gpu, struct problem_pair *p)
 		alone.lse = &one[4];
 		ok = fmla_decode(gpu, &alone) == FMLA_OK || fail("%s", fmla_last_error(gpu));
 	}
-	ok = ok && same_results(p, whole, "alone and in the batch");
+	ok = ok && job_unchanged(job, whole, "alone and in the batch");
 	free(whole);
 	return ok;
 }
 
 static bool test_invariant(fmla_ctx *gpu, const void *arg)
 {
-	WITH_PROBLEM(p, arg, invariant_body(gpu, &p));
+	return with_job(gpu, arg, invariant);
 }
 
-/* ---- page indices out of range ---- */
+/* ---- four streams at once, each with its own workspace and outputs ---- */
 
-static bool pages_body(fmla_ctx *gpu, struct problem_pair *p)
+enum { STREAMS = 4, ROUNDS = 8 };
+
+static bool streams(struct job *jobs, fmla_ctx **ctx, cudaStream_t *stream)
+{
+	for (int i = 0; i < STREAMS; i++) {
+		EXPECT(fmla_ctx_create(&ctx[i], NULL) == FMLA_OK, "no context");
+		EXPECT_CUDA(cudaStreamCreateWithFlags(&stream[i], cudaStreamNonBlocking));
+		if (!job_upload(&jobs[i], ctx[i]))
+			return false;
+		jobs[i].args.stream = stream[i];
+	}
+	for (int round = 0; round < ROUNDS; round++)
+		for (int i = 0; i < STREAMS; i++)
+			EXPECT_OK(ctx[i], fmla_decode(ctx[i], &jobs[i].args));
+	for (int i = 0; i < STREAMS; i++)
+		if (!job_compare(&jobs[i], "stream"))
+			return fail("stream %d", i);
+	return true;
+}
+
+static bool test_streams(fmla_ctx *gpu, const void *arg)
+{
+	static const char *const lines[STREAMS] = {"b=5 s_k=1500 h_q=16 varlen=1", "b=3 s_k=3000 h_q=8",
+	                                           "b=4 s_k=700 h_q=128 varlen=1", "b=1 s_k=3000 h_q=32 dtype=fp16"};
+	struct job *jobs = calloc(STREAMS, sizeof(*jobs));
+	fmla_ctx *ctx[STREAMS] = {0};
+	cudaStream_t stream[STREAMS] = {0};
+	(void)gpu; /* a context per stream */
+	(void)arg;
+	bool ok = jobs != NULL;
+	for (int i = 0; ok && i < STREAMS; i++)
+		ok = job_make(&jobs[i], lines[i]);
+	ok = ok && streams(jobs, ctx, stream);
+	cudaDeviceSynchronize();
+	for (int i = 0; i < STREAMS; i++) {
+		if (jobs)
+			job_free(&jobs[i]);
+		fmla_ctx_destroy(ctx[i]);
+		if (stream[i])
+			cudaStreamDestroy(stream[i]);
+	}
+	free(jobs);
+	return ok;
+}
+
+/* ---- a graph of plan and two layers, replayed while the lengths change on the device ---- */
+
+static bool capture(fmla_ctx *gpu, struct job *job, cudaStream_t stream, cudaGraph_t *graph)
+{
+	EXPECT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+	EXPECT_OK(gpu, fmla_plan(gpu, &job->args));
+	EXPECT_OK(gpu, fmla_decode(gpu, &job->args));
+	EXPECT_OK(gpu, fmla_decode(gpu, &job->args));
+	EXPECT_CUDA(cudaStreamEndCapture(stream, graph));
+	return true;
+}
+
+static bool graph(fmla_ctx *gpu, struct job *job)
+{
+	struct data_tensor parts, splits;
+	struct gpu_tensor gpu_parts = {0}, gpu_splits = {0};
+	cudaStream_t stream;
+	cudaGraph_t graph = NULL;
+	cudaGraphExec_t exec = NULL;
+	int64_t num_parts;
+	if (!job_upload(job, gpu))
+		return false;
+	EXPECT_OK(gpu, fmla_plan_parts(gpu, &job->args, &num_parts));
+	data_tensor_make(&parts, (struct fmla_dtype)FMLA_INT32, 2, (int64_t[]){num_parts, 8}, NULL, NULL, 0);
+	data_tensor_make(&splits, (struct fmla_dtype)FMLA_INT32, 1, (int64_t[]){job->data.c.b + 1}, NULL, NULL, 0);
+	EXPECT_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+	bool ok = gpu_upload(&gpu_parts, &parts) && gpu_upload(&gpu_splits, &splits);
+	job->args.plan_parts = &gpu_parts.t;
+	job->args.plan_splits = &gpu_splits.t;
+	job->args.stream = stream;
+	ok = ok && capture(gpu, job, stream, &graph);
+	ok = ok && (cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess || fail("no executable graph"));
+
+	int32_t *lens = (int32_t *)(void *)job->data.tensors[DATA_LENS].host;
+	for (int replay = 0; ok && replay < 7; replay++) {
+		for (int64_t i = 0; i < job->data.c.b; i++) /* full, shorter ones, none at all, full again */
+			lens[i] = replay % 6 == 0 ? (int32_t)job->data.c.s_k
+			          : replay == 3   ? 0
+			                          : (int32_t)(random_bits((uint64_t)replay, (uint64_t)i) %
+                                              (uint64_t)(job->data.c.s_k + 1));
+		ok = job_reference(job) && job_upload_tensor(job, DATA_LENS) && job_poison(job) &&
+		     (cudaGraphLaunch(exec, stream) == cudaSuccess || fail("the graph was not launched")) &&
+		     (job_compare(job, "replay") || fail("replay %d", replay));
+	}
+	cudaDeviceSynchronize();
+	cudaGraphExecDestroy(exec);
+	cudaGraphDestroy(graph);
+	cudaStreamDestroy(stream);
+	data_tensor_free(&parts);
+	data_tensor_free(&splits);
+	gpu_free(&gpu_parts);
+	gpu_free(&gpu_splits);
+	return ok;
+}
+
+static bool test_graph(fmla_ctx *gpu, const void *arg)
+{
+	return with_job(gpu, arg, graph);
+}
+
+/* ---- page indices out of range: NaN for that request, FMLA_ERR_PAGE when asked ---- */
+
+static bool pages(fmla_ctx *gpu, struct job *job)
 {
 	static const int32_t wrong[] = {-1, INT32_MIN, INT32_MAX, 1 << 20};
-	const struct shape *s = &p->shape;
-	int32_t *table = p->table.on_host.data;
-	const int32_t *lengths = p->lengths.on_host.data;
-	uint8_t *out = p->out.on_host.data;
-	float *lse = p->lse.on_host.data;
-	int victim[4], victims = 0;
-	for (int i = 0; i < s->b && victims < 4; i++)
-		if (lengths[i] > 0 && i % 2 == 1) {
-			const int64_t page = victims % 2 == 0 ? 0 : (lengths[i] - 1) / s->page;
-			table[i * p->table.strides[0] + page] = wrong[victims];
-			victim[victims++] = i;
+	const struct test_case *c = &job->data.c;
+	struct data_tensor *table = &job->data.tensors[DATA_TABLE];
+	const int64_t row = c->s_q * c->h_q; /* result rows of a request */
+	for (int v = 0; v < 4; v++) {        /* requests 1, 3, 5, 7: their first or their last page */
+		const int64_t req = 2 * v + 1, entry = v % 2 ? (c->s_k - 1) / c->page : 0;
+		((int32_t *)(void *)table->host)[req * table->strides[0] + entry] = wrong[v];
+		for (int64_t r = req * row; r < (req + 1) * row; r++) {
+			job->want.lse[r] = NAN;
+			for (int64_t d = 0; d < job->want.d_v; d++)
+				job->want.out[r * job->want.d_v + d] = NAN;
 		}
-	const int64_t row = (int64_t)s->s_q * s->h_q;
-	for (int v = 0; v < victims; v++) { /* what must come out: NaN, exactly there */
-		memset(out + victim[v] * row * 1024, 0xff, (size_t)row * 1024);
-		for (int64_t r = 0; r < row; r++)
-			lse[victim[v] * row + r] = NAN;
 	}
-	if (!problem_run(p, gpu))
+	if (!job_run(job, gpu))
 		return false;
-	p->device.flags |= FMLA_CHECK_PAGES;
-	if (!mirror_poison(&p->out))
+	job->args.flags |= FMLA_CHECK_PAGES;
+	EXPECT(fmla_decode(gpu, &job->args) == FMLA_ERR_PAGE, "FMLA_CHECK_PAGES found nothing");
+	EXPECT(strstr(fmla_last_error(gpu), "1"), "no coordinates in '%s'", fmla_last_error(gpu));
+	for (int v = 0; v < 4; v++) /* entries that no length reaches may be wrong */
+		((int32_t *)(void *)job->data.tensors[DATA_LENS].host)[2 * v + 1] = v % 2 ? (int32_t)(c->page * ((c->s_k - 1) / c->page)) : 0;
+	if (!job_reference(job) || !job_upload(job, gpu))
 		return false;
-	EXPECT(fmla_decode(gpu, &p->device) == FMLA_ERR_PAGE, "FMLA_CHECK_PAGES missed a wrong page");
-	EXPECT(strlen(fmla_last_error(gpu)) > 0, "FMLA_ERR_PAGE without a sentence");
-	for (int v = 0; v < victims; v++) /* a good table passes */
-		((int32_t *)p->lengths.on_host.data)[victim[v]] = 0;
-	return problem_reference(p) && problem_run(p, gpu);
+	job->args.flags |= FMLA_CHECK_PAGES;
+	EXPECT_OK(gpu, fmla_decode(gpu, &job->args));
+	return job_compare(job, "checked pages");
 }
 
 static bool test_pages(fmla_ctx *gpu, const void *arg)
 {
-	WITH_PROBLEM(p, arg, pages_body(gpu, &p));
+	return with_job(gpu, arg, pages);
 }
 
-/* ---- sizes ---- */
+/* ---- lengths that the device must cut: negative ones to 0, too long ones to the width of the table ---- */
 
-/* A cache of more than 2^32 bytes and 2^31 values; the pages in use lie at its end. */
-static bool huge_body(fmla_ctx *gpu, struct problem_pair *p)
+static bool wild_lengths(fmla_ctx *gpu, struct job *job)
 {
-	const int64_t offset = 65000, used = p->kv.shape[0], page = p->kv.strides[0];
-	int32_t *table = p->table.on_host.data;
-	for (int64_t i = 0; i < (int64_t)(p->table.bytes / 4); i++)
-		if (table[i] >= 0 && table[i] < used)
-			table[i] += (int32_t)offset;
-	if (!problem_upload(p, gpu))
+	static const int32_t wild[3] = {-5, INT32_MIN, INT32_MAX};
+	int32_t *lens = (int32_t *)(void *)job->data.tensors[DATA_LENS].host;
+	lens[0] = lens[1] = 0; /* and request 2 is as long as its table is wide: s_k is a multiple of the page */
+	if (!job_reference(job) || !job_upload(job, gpu))
 		return false;
-	uint16_t *cache;
-	EXPECT_CUDA(cudaMalloc((void **)&cache, (size_t)((offset + used) * page) * 2));
-	cudaMemset(cache, 0xff, (size_t)((offset + used) * page) * 2);
-	cudaMemcpy(cache + offset * page, p->kv.on_host.data, p->kv.bytes, cudaMemcpyHostToDevice);
-	struct fmla_tensor kv = p->kv.on_device;
-	int64_t shape[4] = {offset + used, kv.shape[1], kv.shape[2], kv.shape[3]};
-	kv.shape = shape;
-	kv.data = cache;
-	p->device.kv_cache = &kv;
-	const bool ok = (fmla_decode(gpu, &p->device) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
-	                problem_compare(p, "high pages");
+	EXPECT_CUDA(cudaMemcpy(job->tensors[DATA_LENS].t.data, wild, sizeof(wild), cudaMemcpyHostToDevice));
+	EXPECT_OK(gpu, fmla_decode(gpu, &job->args));
+	return job_compare(job, "wild lengths");
+}
+
+static bool test_wild_lengths(fmla_ctx *gpu, const void *arg)
+{
+	return with_job(gpu, arg, wild_lengths);
+}
+
+/* ---- a cache past 2^31 values, its used pages at the end ---- */
+
+static bool huge(fmla_ctx *gpu, struct job *job)
+{
+	const struct data_tensor *kv = &job->data.tensors[DATA_KV];
+	struct data_tensor *table = &job->data.tensors[DATA_TABLE];
+	const int64_t offset = 65000, used = kv->shape[0], page = kv->strides[0];
+	int32_t *entries = (int32_t *)(void *)table->host;
+	for (size_t i = 0; i < table->bytes / sizeof(*entries); i++)
+		if (entries[i] >= 0 && entries[i] < used)
+			entries[i] += (int32_t)offset;
+	if (!job_upload(job, gpu))
+		return false;
+	char *cache;
+	const size_t before = (size_t)(offset * page) * 2;
+	EXPECT_CUDA(cudaMalloc((void **)&cache, before + kv->bytes));
+	cudaMemset(cache, 0xff, before);
+	cudaMemcpy(cache + before, kv->host, kv->bytes, cudaMemcpyHostToDevice);
+	struct fmla_tensor whole = job->tensors[DATA_KV].t;
+	int64_t shape[4] = {offset + used, whole.shape[1], whole.shape[2], whole.shape[3]};
+	whole.shape = shape;
+	whole.data = cache;
+	job->args.kv_cache = &whole;
+	const bool ok = (fmla_decode(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
+	                job_compare(job, "high pages");
 	cudaFree(cache);
 	return ok;
 }
 
 static bool test_huge(fmla_ctx *gpu, const void *arg)
 {
-	WITH_PROBLEM(p, arg, huge_body(gpu, &p));
+	return with_job(gpu, arg, huge);
 }
 
-static bool test_parity(fmla_ctx *gpu, const void *arg)
-{
-	WITH_PROBLEM(p, arg, problem_run(&p, gpu));
-}
+/* ---- no lse, scales of any sign and size, unaligned rows ---- */
 
-/* Lengths that the device must cut: negative ones to 0, too long ones to the width of the table. */
-static bool wild_lengths_body(fmla_ctx *gpu, struct problem_pair *p)
+static bool options(fmla_ctx *gpu, struct job *job)
 {
-	int32_t *lengths = p->lengths.on_host.data;
-	const int32_t full = (int32_t)(p->table.shape[1] * p->shape.page);
-	int32_t wild[3] = {-5, INT32_MIN, INT32_MAX};
-	lengths[0] = lengths[1] = 0;
-	int32_t *table = p->table.on_host.data;
-	for (int64_t j = 0; j < p->table.shape[1]; j++) /* the long one needs pages everywhere: those of the others */
-		table[2 * p->table.strides[0] + j] = table[3 * p->table.strides[0] + j % 2];
-	lengths[2] = full;
-	if (!problem_reference(p) || !problem_upload(p, gpu))
+	static const double scales[] = {0, -0.05, 1e-30, 3};
+	for (size_t i = 0; i < sizeof(scales) / sizeof(scales[0]); i++) {
+		job->data.args.softmax_scale = scales[i];
+		if (!job_reference(job) || !job_run(job, gpu))
+			return fail("scale %g", scales[i]);
+	}
+	char *lse = malloc(job->data.tensors[DATA_LSE].bytes + 1);
+	EXPECT(lse, "out of memory");
+	if (!job_poison(job))
 		return false;
-	EXPECT_CUDA(cudaMemcpy(p->lengths.on_device.data, wild, sizeof(wild), cudaMemcpyHostToDevice));
-	EXPECT_OK(gpu, fmla_decode(gpu, &p->device));
-	return problem_compare(p, "wild lengths");
+	job->args.lse = NULL;
+	EXPECT_OK(gpu, fmla_decode(gpu, &job->args));
+	struct data_tensor copy = job->data.tensors[DATA_LSE];
+	copy.host = lse;
+	bool ok = gpu_download(&job->tensors[DATA_LSE], &copy);
+	for (size_t i = 0; ok && i < copy.bytes; i++)
+		ok = (unsigned char)lse[i] == 0xff || fail("lse was written although it was not wanted");
+	free(lse);
+	return ok && gpu_same(&job->tensors[DATA_OUT], &job->data.tensors[DATA_OUT], limits_out, "without lse");
 }
 
-static bool test_wild_lengths(fmla_ctx *gpu, const void *arg)
+static bool test_options(fmla_ctx *gpu, const void *arg)
 {
-	WITH_PROBLEM(p, arg, wild_lengths_body(gpu, &p));
+	return with_job(gpu, arg, options);
 }
 
 /* ---- the list ---- */
 
-static const struct shape
-    repeat16 = SHAPE(.b = 3, .lengths = UNIFORM, .s_k = 3000),
-    repeat128 = SHAPE(.b = 2, .lengths = UNIFORM, .s_k = 1500, .h_q = 128), streams = SHAPE(.b = 5, .s_k = 500),
-    graph16 = SHAPE(.b = 6, .lengths = UNIFORM, .s_k = 900, .causal = 1, .s_q = 2),
-    graph128 = SHAPE(.b = 3, .lengths = UNIFORM, .s_k = 500, .h_q = 128),
-    invariant16 = SHAPE(.b = 7, .s_k = 9000, .h_q = 4, .flags = FMLA_BATCH_INVARIANT),
-    invariant64 = SHAPE(.b = 4, .lengths = UNIFORM, .s_k = 4500, .h_q = 64, .flags = FMLA_BATCH_INVARIANT),
-    pages16 = SHAPE(.b = 9, .lengths = UNIFORM, .s_k = 300), pages128 = SHAPE(.b = 9, .lengths = UNIFORM, .s_k = 200, .h_q = 128),
-    pages_small = SHAPE(.b = 9, .lengths = UNIFORM, .s_k = 300, .page = 16, .h_q = 64),
-    many = SHAPE(.b = 20000, .s_k = 12, .h_q = 2, .page = 4), most = SHAPE(.b = 65536, .s_k = 3, .h_q = 1, .page = 1),
-    none = SHAPE(.b = 0), huge16 = SHAPE(.b = 4), huge128 = SHAPE(.b = 2, .h_q = 128, .lengths = UNIFORM, .s_k = 300),
-    wild16 = SHAPE(.b = 5, .lengths = UNIFORM, .s_k = 128), wild128 = SHAPE(.b = 5, .lengths = UNIFORM, .s_k = 128, .h_q = 128),
-    brief8 = SHAPE(.b = 3, .h_q = 5, .s_k = 200, .lengths = UNIFORM), brief16 = SHAPE(.b = 2, .h_q = 16, .s_k = 150, .s_q = 2, .causal = 1, .page = 16, .lengths = UNIFORM),
-    brief64 = SHAPE(.b = 2, .h_q = 64, .s_k = 200, .lengths = UNIFORM), brief128 = SHAPE(.b = 1, .h_q = 128, .s_k = 333, .lengths = UNIFORM, .fp16 = 1);
-
 const struct test decode_tests[] = {
-    {"repeat 16 rows", test_repeat, &repeat16, false},
-    {"repeat 128 rows", test_repeat, &repeat128, false},
-    {"four streams at once", test_streams, &streams, false},
-    {"graph replay 32 rows", test_graph, &graph16, false},
-    {"graph replay 128 rows", test_graph, &graph128, false},
-    {"batch invariance 4 rows", test_invariant, &invariant16, false},
-    {"batch invariance 64 rows", test_invariant, &invariant64, false},
-    {"wrong pages 16 rows", test_pages, &pages16, false},
-    {"wrong pages 128 rows", test_pages, &pages128, false},
-    {"wrong pages, page 16", test_pages, &pages_small, false},
-    {"wild lengths 16 rows", test_wild_lengths, &wild16, false},
-    {"wild lengths 128 rows", test_wild_lengths, &wild128, false},
-    {"20,000 requests", test_parity, &many, false},
-    {"65,536 requests", test_parity, &most, false},
-    {"no request", test_parity, &none, false},
-    {"cache past 2^31 values, 16 rows", test_huge, &huge16, false},
-    {"cache past 2^31 values, 128 rows", test_huge, &huge128, false},
-    {"brief 8 rows", test_parity, &brief8, true},
-    {"brief 32 rows, page 16", test_parity, &brief16, true},
-    {"brief 64 rows", test_parity, &brief64, true},
-    {"brief 128 rows, split", test_parity, &brief128, true},
+    {"repeat, 16 rows", test_repeat, "b=3 s_k=3000", false},
+    {"repeat, 64 rows", test_repeat, "b=2 s_k=1500 h_q=64 dtype=fp16", false},
+    {"repeat, 128 rows", test_repeat, "b=3 s_k=900 h_q=128 varlen=1", false},
+    {"batch invariance, 4 rows", test_invariant, "b=7 varlen=1 s_k=9000 h_q=4 invariant=1", false},
+    {"batch invariance, 32 rows", test_invariant, "b=5 varlen=1 s_k=6000 h_q=16 s_q=2 invariant=1 wild=1", false},
+    {"batch invariance, 128 rows", test_invariant, "b=3 varlen=1 s_k=4500 h_q=128 invariant=1", false},
+    {"four streams at once", test_streams, NULL, false},
+    {"graph replay, 32 rows", test_graph, "b=6 s_k=900 s_q=2", false},
+    {"graph replay, 128 rows", test_graph, "b=3 s_k=500 h_q=128", false},
+    {"wrong pages, 16 rows", test_pages, "b=9 s_k=300", false},
+    {"wrong pages, 128 rows", test_pages, "b=9 s_k=200 h_q=128", false},
+    {"wrong pages, page 16", test_pages, "b=9 s_k=300 page=16 h_q=64", false},
+    {"wild lengths, 16 rows", test_wild_lengths, "b=5 s_k=128", false},
+    {"wild lengths, 128 rows", test_wild_lengths, "b=5 s_k=128 h_q=128", false},
+    {"cache past 2^31 values, 16 rows", test_huge, "b=4 s_k=500 varlen=1", false},
+    {"cache past 2^31 values, 128 rows", test_huge, "b=2 s_k=300 h_q=128 page=16", false},
+    {"options, 16 rows", test_options, "b=3 s_k=700 varlen=1 s_q=2", false},
+    {"options, 128 rows", test_options, "b=3 s_k=400 h_q=128 varlen=1 wild=1", false},
+    {"brief, 5 rows", test_one, "b=3 h_q=5 s_k=200", true},
+    {"brief, 32 rows, page 16", test_one, "b=2 s_q=2 s_k=150 page=16 wild=1", true},
+    {"brief, 64 rows", test_one, "b=2 h_q=64 s_k=200 varlen=1", true},
+    {"brief, 128 rows, split", test_one, "h_q=128 s_k=333 dtype=fp16", true},
+    {"brief, batch-invariant", test_one, "h_q=8 s_k=5000 invariant=1", true},
     {NULL, NULL, NULL, false},
 };

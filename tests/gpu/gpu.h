@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Pieces of the GPU tests: tensors that live on the host and on the device, decode problems full of poison, and the
- * comparison of what the GPU wrote with what `ref` wrote. */
+ * Pieces of the GPU tests: device copies of the shared test data (tests/data.h), and a decode case with its reference
+ * on both sides. */
 #ifndef TESTS_GPU_H
 #define TESTS_GPU_H
+
+#include "../cases.h"
+#include "../close.h"
+#include "../data.h"
 
 #include "flash_mla.h"
 
@@ -14,108 +18,79 @@
 
 /* ---- report ---- */
 
-/* Prints the sentence under the running test's name and returns false. */
+/* Adds a sentence to the report of the running test and returns false. */
 bool fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-#define EXPECT(cond, ...)            \
-	do {                             \
-		if (!(cond))                 \
+#define EXPECT(cond, ...)             \
+	do {                              \
+		if (!(cond))                  \
 			return fail(__VA_ARGS__); \
 	} while (0)
-#define EXPECT_CUDA(call)                                                                              \
-	do {                                                                                               \
-		const cudaError_t cuda_error_ = (call);                                                        \
+#define EXPECT_CUDA(call)                                                                                     \
+	do {                                                                                                      \
+		const cudaError_t cuda_error_ = (call);                                                               \
 		EXPECT(cuda_error_ == cudaSuccess, "%s:%d: %s", __FILE__, __LINE__, cudaGetErrorString(cuda_error_)); \
 	} while (0)
 #define EXPECT_OK(ctx, call) EXPECT((call) == FMLA_OK, "%s:%d: %s", __FILE__, __LINE__, fmla_last_error(ctx))
 
-/* One test of the list.  `brief`: also part of the list that runs under compute-sanitizer. */
+/* One test of a list.  `brief`: also part of the list that runs under compute-sanitizer. */
 struct test {
 	const char *name;
 	bool (*run)(fmla_ctx *gpu, const void *arg);
 	const void *arg;
 	bool brief;
 };
-
-/* ---- tensors ---- */
-
-/* A tensor in both memories.  On the device it lies between two guards; both copies start as poison: every 16-bit
- * value 0x7fff, which is a NaN of either type (and of fp32). */
-struct mirror {
-	struct fmla_tensor on_host, on_device;
-	int64_t shape[5], strides[5];
-	size_t bytes;
-	bool used;
-};
-
-/* strides NULL: dense. */
-bool mirror_make(struct mirror *m, struct fmla_dtype dtype, int ndim, const int64_t *shape, const int64_t *strides);
-bool mirror_upload(struct mirror *m, cudaStream_t stream);
-bool mirror_poison(struct mirror *m);               /* the device's copy */
-bool mirror_download(const struct mirror *m, void *to); /* waits; fails when a guard was overwritten */
-void mirror_free(struct mirror *m);
-
-/* ---- random numbers ---- */
-
-uint64_t random_next(uint64_t *state);
-double random_normal(uint64_t *state);
-uint16_t value_from(float x, bool fp16);
-float value_to(uint16_t v, bool fp16);
-
-/* ---- decode problems ---- */
-
-enum lengths { UNIFORM, MIXED }; /* MIXED: 0, 1, 63, 64, 65 first, then random up to s_k */
-
-struct shape {
-	int b, s_q, h_q, h_kv, page, s_k;
-	enum lengths lengths;
-	int d_qk; /* 0: 576 */
-	int causal, window;
-	int ragged_q;  /* cu_seqlens_q with 0 .. s_q tokens a request */
-	int strided;   /* padding behind every row, page and table row */
-	int odd;       /* strides of q and out that allow no wide access */
-	int cycle;     /* the cache has so many pages only, which requests use over and over */
-	int sink, no_lse, fp16;
-	uint32_t flags;
-	float loud;  /* factor on q; 0: 1 */
-	float scale; /* softmax_scale; 0: d_qk^-0.5 */
-	uint64_t seed;
-};
-
-struct problem_pair {
-	struct shape shape;
-	struct mirror q, kv, table, lengths, cu, sink, out, lse;
-	struct fmla_decode_args host, device;
-	void *workspace; /* on the device */
-	size_t workspace_size;
-	char name[256];
-};
-
-void shape_name(const struct shape *s, char *text, size_t size);
-
-/* Builds the inputs and runs `ref` into the host copies of out and lse; needs no GPU. */
-bool problem_make(struct problem_pair *p, const struct shape *s);
-bool problem_reference(struct problem_pair *p); /* again, after a change of the host copies */
-/* Device copies, workspace full of poison. */
-bool problem_upload(struct problem_pair *p, fmla_ctx *gpu);
-/* out and lse on the device against the host's. */
-bool problem_compare(const struct problem_pair *p, const char *what);
-/* Upload, decode, compare. */
-bool problem_run(struct problem_pair *p, fmla_ctx *gpu);
-void problem_free(struct problem_pair *p);
-
-/* fp16 and bf16 values, all of a buffer: masks of NaN and infinity equal, then absolute or relative, then cosine. */
-struct tolerance {
-	double abs, rel, cosine;
-};
-bool values_close(const void *got, const void *want, int64_t count, struct fmla_dtype dtype, struct tolerance t,
-                  const char *what);
-extern const struct tolerance out_tolerance, lse_tolerance;
-
-/* ---- the lists ---- */
-
 extern const struct test decode_tests[], plan_tests[], stream_tests[]; /* each ends with a NULL name */
-extern const struct shape parity_shapes[];
-extern const int num_parity_shapes;
+
+/* Decode cases beyond tests/cases.c, in its notation. */
+extern const char *const gpu_cases[];
+extern const size_t gpu_case_count;
+
+/* ---- a tensor on the device ---- */
+
+/* A copy of a data_tensor, all bytes of it, between two guards. */
+struct gpu_tensor {
+	struct fmla_tensor t;
+	char *memory;
+	size_t bytes;
+};
+
+/* Allocates at the first call; bytes 0: nothing to do. */
+bool gpu_upload(struct gpu_tensor *g, const struct data_tensor *from);
+/* Waits for the device; fails when something was written beside the tensor. */
+bool gpu_download(const struct gpu_tensor *g, struct data_tensor *to);
+void gpu_free(struct gpu_tensor *g);
+
+/* Everything in host memory closer than `limits`, NaN (poison) in the same places; got and want of one dtype. */
+bool gpu_same(const struct gpu_tensor *got, const struct data_tensor *want, struct limits limits, const char *what);
+
+/* ---- a decode case ---- */
+
+struct job {
+	struct data data;
+	struct result want;
+	struct gpu_tensor tensors[DATA_TENSORS];
+	struct fmla_decode_args args; /* on the device */
+	void *workspace;
+	size_t workspace_size;
+};
+
+/* Data and reference; touches no GPU, so cases can be made on all cores.  Do not copy the struct. */
+bool job_make(struct job *job, const char *line);
+/* The reference again, after a change of the host's tensors. */
+bool job_reference(struct job *job);
+/* Everything to the device, poison into outputs and workspace. */
+bool job_upload(struct job *job, fmla_ctx *gpu);
+bool job_upload_tensor(struct job *job, enum data_name name);
+bool job_poison(struct job *job); /* the outputs */
+/* The device's outputs against `want`; gaps between output rows must be untouched. */
+bool job_compare(struct job *job, const char *what);
+/* Upload, decode, compare. */
+bool job_run(struct job *job, fmla_ctx *gpu);
+void job_free(struct job *job);
+
+/* All of out and lse as they are on the device now; NULL on failure. */
+char *job_snapshot(struct job *job);
+bool job_unchanged(struct job *job, const char *snapshot, const char *what);
 
 #endif

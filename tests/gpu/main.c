@@ -21,14 +21,16 @@ static struct {
 
 bool fail(const char *format, ...)
 {
-	const size_t used = strlen(run.reason);
+	char sentence[400];
 	va_list args;
 	va_start(args, format);
-	if (used + 64 < sizeof(run.reason)) {
-		snprintf(run.reason + used, sizeof(run.reason) - used, "\n    ");
-		vsnprintf(run.reason + used + 5, sizeof(run.reason) - used - 5, format, args);
-	}
+	vsnprintf(sentence, sizeof(sentence), format, args);
 	va_end(args);
+#pragma omp critical
+	{
+		const size_t used = strlen(run.reason);
+		snprintf(run.reason + used, sizeof(run.reason) - used, "\n    %s", sentence);
+	}
 	return false;
 }
 
@@ -42,6 +44,18 @@ static double seconds(void)
 static bool wanted(const char *name, bool brief)
 {
 	return (!run.filter || strstr(name, run.filter)) && (!run.brief || brief);
+}
+
+static bool run_job(fmla_ctx *gpu, const void *job)
+{
+	return job_run((struct job *)(uintptr_t)job, gpu);
+}
+
+static bool not_made(fmla_ctx *gpu, const void *job)
+{
+	(void)gpu;
+	(void)job;
+	return fail("there is no reference");
 }
 
 static void run_test(fmla_ctx *gpu, const struct test *t)
@@ -68,42 +82,26 @@ static void run_test(fmla_ctx *gpu, const struct test *t)
 	}
 }
 
-/* The references of all shapes take far longer than the GPU: all cores build problems, then one runs them. */
-static void run_parity(fmla_ctx *gpu)
+enum { AT_ONCE = 32 }; /* cases in host memory */
+
+/* The references take far longer than the GPU: all cores make cases, then the GPU runs them one by one. */
+static void run_cases(fmla_ctx *gpu, const char *const *lines, size_t count)
 {
-	struct problem_pair *all = calloc((size_t)num_parity_shapes, sizeof(*all));
-	bool *made = calloc((size_t)num_parity_shapes, sizeof(*made));
-	if (!all || !made)
-		exit(1);
-#pragma omp parallel for schedule(dynamic)
-	for (int i = 0; i < num_parity_shapes; i++) {
-		char name[256];
-		shape_name(&parity_shapes[i], name, sizeof(name));
-		made[i] = wanted(name, false) && !run.list && problem_make(&all[i], &parity_shapes[i]);
+	static struct job jobs[AT_ONCE];
+	bool made[AT_ONCE];
+	if (count > AT_ONCE) {
+		run_cases(gpu, lines, AT_ONCE);
+		run_cases(gpu, lines + AT_ONCE, count - AT_ONCE);
+		return;
 	}
-	for (int i = 0; i < num_parity_shapes; i++) {
-		char name[256];
-		shape_name(&parity_shapes[i], name, sizeof(name));
-		if (!wanted(name, false))
-			continue;
-		if (run.list) {
-			printf("%s\n", name);
-			continue;
-		}
-		run.reason[0] = '\0';
-		const bool ok = made[i] && problem_run(&all[i], gpu);
-		printf("%s %s%s\n", ok ? "ok  " : "FAIL", name, ok ? "" : run.reason);
-		fflush(stdout);
-		run.passed += ok;
-		run.failed += !ok;
-		problem_free(&all[i]);
-		if (cudaDeviceSynchronize() != cudaSuccess) {
-			printf("the device is lost, %d passed, %d failed\n", run.passed, run.failed);
-			exit(1);
-		}
+#pragma omp parallel for schedule(dynamic, 1)
+	for (size_t i = 0; i < count; i++)
+		made[i] = !run.list && wanted(lines[i], false) && job_make(&jobs[i], lines[i]);
+	for (size_t i = 0; i < count; i++) {
+		const struct test t = {lines[i], made[i] ? run_job : not_made, &jobs[i], false};
+		run_test(gpu, &t);
+		job_free(&jobs[i]);
 	}
-	free(all);
-	free(made);
 }
 
 int main(int argc, char **argv)
@@ -129,7 +127,8 @@ int main(int argc, char **argv)
 	for (int l = 0; l < 3; l++)
 		for (const struct test *t = lists[l]; t->name; t++)
 			run_test(gpu, t);
-	run_parity(gpu);
+	run_cases(gpu, case_table, case_count);
+	run_cases(gpu, gpu_cases, gpu_case_count);
 	fmla_ctx_destroy(gpu);
 	if (run.list)
 		return 0;

@@ -3,13 +3,19 @@
  * The plan on the GPU: the kernel's rows are the host planner's rows, and no plan, however wrong, changes a result. */
 #include "gpu.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cuda/kernels.h"
 #include "plan.h"
+
+static const struct fmla_dtype int32 = FMLA_INT32;
+
+static int32_t *ints(const struct data_tensor *t)
+{
+	return (int32_t *)(void *)t->host;
+}
 
 /* ---- rows ---- */
 
@@ -21,15 +27,17 @@ struct batch {
 	struct plan_costs costs;
 };
 
-static int32_t batch_length(const struct batch *t, int i, uint64_t *rng)
+static int32_t batch_length(const struct batch *t, int i)
 {
+	const uint64_t dice = random_bits((uint64_t)t->kind, (uint64_t)i);
+	const int32_t random = (int32_t)(dice / 16 % (uint64_t)(t->max_len + 1));
 	switch (t->kind) {
 	case 0:
 		return t->max_len;
 	case 1:
-		return (int32_t)(random_next(rng) % (uint64_t)(t->max_len + 1));
+		return random;
 	case 2:
-		return random_next(rng) % 16 ? 0 : (int32_t)(random_next(rng) % (uint64_t)(t->max_len + 1));
+		return dice % 16 ? 0 : random;
 	case 3:
 		return i == t->b / 2 ? t->max_len : 1;
 	default:
@@ -37,95 +45,99 @@ static int32_t batch_length(const struct batch *t, int i, uint64_t *rng)
 	}
 }
 
-static bool rows_body(const struct batch *t, struct mirror *lengths, struct mirror *cu, struct mirror *rows,
-                      struct mirror *splits)
-{
-	const struct fmla_dtype int32 = FMLA_INT32;
-	const int64_t num_rows = t->parts + 5; /* padded */
-	uint64_t rng = (uint64_t)t->b * 77 + (uint64_t)t->kind;
-	if (!mirror_make(lengths, int32, 1, (int64_t[]){t->b}, NULL) ||
-	    !mirror_make(cu, int32, 1, (int64_t[]){t->b + 1}, NULL) ||
-	    !mirror_make(rows, int32, 2, (int64_t[]){num_rows, PLAN_FIELDS}, NULL) ||
-	    !mirror_make(splits, int32, 1, (int64_t[]){t->b + 1}, NULL))
-		return false;
-	int32_t *len = lengths->on_host.data, *offsets = cu->on_host.data;
-	offsets[0] = 0;
-	for (int i = 0; i < t->b; i++) {
-		len[i] = batch_length(t, i, &rng);
-		offsets[i + 1] = offsets[i] + (int32_t)(random_next(&rng) % (uint64_t)(t->s_q + 1));
-	}
-	if (!mirror_upload(lengths, NULL) || !mirror_upload(cu, NULL) || !mirror_poison(rows) || !mirror_poison(splits))
-		return false;
-	struct problem host = {.b = t->b, .s_q = t->s_q, .window = t->window, .cache_seqlens = len};
-	struct decode_params device = {.b = t->b,
-	                               .s_q = t->s_q,
-	                               .window = t->window,
-	                               .cache_seqlens = lengths->on_device.data,
-	                               .max_len = INT64_MAX,
-	                               .num_parts = t->parts,
-	                               .costs = t->costs};
-	if (t->ragged) {
-		host.cu_seqlens_q = offsets;
-		device.cu_seqlens_q = cu->on_device.data;
-	}
-	EXPECT_CUDA(fmla_launch_plan(&device, rows->on_device.data, num_rows, splits->on_device.data, NULL));
-	plan_build(&host, t->costs, t->parts, rows->on_host.data, num_rows, splits->on_host.data);
+enum { LENS, CU, ROWS, SPLITS, TENSORS };
 
-	struct part *got = malloc(rows->bytes);
-	int32_t *got_splits = malloc(splits->bytes);
-	bool ok = got && got_splits && mirror_download(rows, got) && mirror_download(splits, got_splits);
-	const struct part *want = rows->on_host.data;
-	const int32_t *want_splits = splits->on_host.data;
-	for (int64_t r = 0; ok && r < num_rows; r++)
-		if (memcmp(&got[r], &want[r], sizeof(want[r])) != 0)
-			ok = fail("row %lld is {%d %d %d %d %d %d %d}, host planner {%d %d %d %d %d %d %d}", (long long)r,
-			          got[r].begin_req, got[r].end_req, got[r].begin_block, got[r].end_block, got[r].begin_split,
-			          got[r].first_split, got[r].last_split, want[r].begin_req, want[r].end_req, want[r].begin_block,
-			          want[r].end_block, want[r].begin_split, want[r].first_split, want[r].last_split);
+static bool compare_rows(const struct batch *t, struct data_tensor *host, struct gpu_tensor *gpu, int64_t num_rows)
+{
+	struct problem problem = {.b = t->b,
+	                          .s_q = t->s_q,
+	                          .window = t->window,
+	                          .cache_seqlens = ints(&host[LENS]),
+	                          .cu_seqlens_q = t->ragged ? ints(&host[CU]) : NULL};
+	const struct decode_params params = {.b = t->b,
+	                                     .s_q = t->s_q,
+	                                     .window = t->window,
+	                                     .cache_seqlens = gpu[LENS].t.data,
+	                                     .cu_seqlens_q = t->ragged ? gpu[CU].t.data : NULL,
+	                                     .max_len = INT64_MAX,
+	                                     .num_parts = t->parts,
+	                                     .costs = t->costs};
+	EXPECT_CUDA(fmla_launch_plan(&params, gpu[ROWS].t.data, num_rows, gpu[SPLITS].t.data, NULL));
+	struct part *want = calloc((size_t)num_rows, sizeof(*want));
+	int32_t *splits = calloc((size_t)t->b + 1, sizeof(*splits));
+	bool ok = want && splits && gpu_download(&gpu[ROWS], &host[ROWS]) && gpu_download(&gpu[SPLITS], &host[SPLITS]);
+	if (ok)
+		plan_build(&problem, t->costs, t->parts, want, num_rows, splits);
+	for (int64_t r = 0; ok && r < num_rows; r++) {
+		const int32_t *x = ints(&host[ROWS]) + r * PLAN_FIELDS, *y = (const int32_t *)(const void *)&want[r];
+		for (int f = 0; ok && f < PLAN_FIELDS; f++)
+			if (x[f] != y[f])
+				ok = fail("row %lld, field %d: %d, host planner %d", (long long)r, f, x[f], y[f]);
+	}
 	for (int i = 0; ok && i <= t->b; i++)
-		if (got_splits[i] != want_splits[i])
-			ok = fail("splits[%d] is %d, host planner %d", i, got_splits[i], want_splits[i]);
-	free(got);
-	free(got_splits);
+		if (ints(&host[SPLITS])[i] != splits[i])
+			ok = fail("splits[%d] is %d, host planner %d", i, ints(&host[SPLITS])[i], splits[i]);
+	free(want);
+	free(splits);
 	return ok;
 }
 
 static bool run_rows(const struct batch *t)
 {
-	struct mirror lengths = {0}, cu = {0}, rows = {0}, splits = {0};
-	const bool ok = rows_body(t, &lengths, &cu, &rows, &splits);
-	mirror_free(&lengths);
-	mirror_free(&cu);
-	mirror_free(&rows);
-	mirror_free(&splits);
-	return ok || fail("  with b=%d s_q=%d parts=%d max_len=%d kind=%d window=%lld ragged=%d chunk=%d overhead=%d", t->b,
-	                  t->s_q, t->parts, t->max_len, t->kind, (long long)t->window, t->ragged, t->costs.chunk,
-	                  t->costs.overhead);
+	struct data_tensor host[TENSORS];
+	struct gpu_tensor gpu[TENSORS] = {0};
+	const int64_t num_rows = t->parts + 5; /* padded */
+	const int64_t shapes[TENSORS][2] = {{t->b}, {t->b + 1}, {num_rows, PLAN_FIELDS}, {t->b + 1}};
+	bool ok = true;
+	for (int i = 0; i < TENSORS; i++) {
+		data_tensor_make(&host[i], int32, i == ROWS ? 2 : 1, shapes[i], NULL, NULL, 0);
+		memset(host[i].host, 0xa5, host[i].bytes);
+	}
+	ints(&host[CU])[0] = 0;
+	for (int i = 0; i < t->b; i++) {
+		ints(&host[LENS])[i] = batch_length(t, i);
+		ints(&host[CU])[i + 1] = ints(&host[CU])[i] + (int32_t)(random_bits(9, (uint64_t)i) % (uint64_t)(t->s_q + 1));
+	}
+	for (int i = 0; i < TENSORS; i++)
+		ok = gpu_upload(&gpu[i], &host[i]) && ok;
+	ok = ok && compare_rows(t, host, gpu, num_rows);
+	for (int i = 0; i < TENSORS; i++) {
+		data_tensor_free(&host[i]);
+		gpu_free(&gpu[i]);
+	}
+	return ok || fail("with b=%d s_q=%d parts=%d max_len=%d kind=%d window=%lld ragged=%d overhead=%d min_blocks=%d "
+	                  "max_snap=%d chunk=%d whole=%d",
+	                  t->b, t->s_q, t->parts, t->max_len, t->kind, (long long)t->window, t->ragged, t->costs.overhead,
+	                  t->costs.min_blocks, t->costs.max_snap, t->costs.chunk, t->costs.whole);
 }
+
+enum { ROUNDS = 10 };
 
 static bool test_rows(fmla_ctx *gpu, const void *arg)
 {
-	static const int sizes[] = {0, 1, 2, 7, 64, 131, 132, 1000, 1023, 1024, 1025, 4097, 20000, 65536};
+	static const int sizes[] = {0, 1, 2, 7, 64, 131, 132, 133, 1000, 1023, 1024, 1025, 4097, 20000, 65536};
 	static const int parts[] = {1, 2, 66, 132, 1024};
-	const int few = arg != NULL;
+	const bool few = arg != NULL;
 	(void)gpu;
-	uint64_t rng = 3;
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
-		for (int kind = 0; kind < (few ? 2 : 5); kind++) {
-			const uint64_t dice = random_next(&rng);
+		for (int round = 0; round < (few ? 1 : ROUNDS); round++) {
+			uint64_t n = i * ROUNDS + (uint64_t)round;
+#define PICK(range) ((int)(random_bits(n, (uint64_t)__LINE__) % (range)))
 			if (few && sizes[i] > 1025)
 				continue;
 			const struct batch t = {.b = sizes[i],
-			                        .s_q = 1 + (int)(dice % 3),
-			                        .parts = parts[dice / 3 % 5],
-			                        .max_len = dice / 15 % 3 == 0 ? 1000000 : dice / 15 % 3 == 1 ? 5000 : 100,
-			                        .kind = kind,
-			                        .window = dice / 45 % 3 == 0 ? 777 : 0,
-			                        .ragged = dice / 135 % 3 == 0,
-			                        .costs = {.overhead = (int32_t)(dice / 405 % 4),
-			                                  .min_blocks = 1 + (int32_t)(dice / 1620 % 3),
-			                                  .max_snap = (int32_t)(dice / 4860 % 5),
-			                                  .chunk = dice / 24300 % 3 == 0 ? 32 : 0}};
+			                        .kind = round % 5,
+			                        .s_q = 1 + PICK(3),
+			                        .parts = parts[PICK(5)],
+			                        .max_len = PICK(3) == 0 ? 1000000 : 5000,
+			                        .window = PICK(3) == 0 ? 777 : 0,
+			                        .ragged = PICK(3) == 0,
+			                        .costs = {.overhead = PICK(4),
+			                                  .min_blocks = 1 + PICK(3),
+			                                  .max_snap = PICK(9),
+			                                  .chunk = PICK(4) == 0 ? 32 : 0,
+			                                  .whole = PICK(2) * 4}};
+#undef PICK
 			if (!run_rows(&t))
 				return false;
 		}
@@ -134,102 +146,87 @@ static bool test_rows(fmla_ctx *gpu, const void *arg)
 
 /* ---- wrong plans ---- */
 
-enum wrong { OWN, STALE, GARBAGE, ZERO, UPSTREAM, PADDED, OTHER_BATCH, WRONGS };
+enum wrong { OWN, PADDED, STALE, GARBAGE, ZERO, UNTAGGED, OTHER_BATCH, WRONGS };
+static const char *const wrong_names[WRONGS] = {"own plan",    "padded plan",   "stale plan",         "plan of random bits",
+                                                "zeroed plan", "untagged plan", "plan of another batch"};
 
-static void spoil(enum wrong kind, int32_t *rows, int64_t num_rows, int32_t *splits, int64_t b)
+/* What a plan buffer may hold by accident. */
+static void spoil(enum wrong kind, struct data_tensor *rows, struct data_tensor *splits, int32_t b)
 {
-	uint64_t rng = (uint64_t)kind + 1;
-	switch (kind) {
-	case GARBAGE: /* foreign: any bits */
-		for (int64_t i = 0; i < num_rows * PLAN_FIELDS; i++)
-			rows[i] = (int32_t)random_next(&rng);
-		for (int64_t i = 0; i <= b; i++)
-			splits[i] = (int32_t)random_next(&rng);
-		break;
-	case ZERO:
-		memset(rows, 0, (size_t)num_rows * PLAN_FIELDS * sizeof(*rows));
-		memset(splits, 0, (size_t)(b + 1) * sizeof(*splits));
-		break;
-	case UPSTREAM: /* another library's field order, without our tag: one part takes all */
-		for (int64_t r = 0; r < num_rows; r++)
-			memcpy(rows + r * PLAN_FIELDS, (int32_t[]){r ? (int32_t)b : 0, 0, (int32_t)b - 1, 1000, 0, 0, 0, 0},
-			       PLAN_FIELDS * sizeof(*rows));
-		for (int64_t i = 0; i <= b; i++)
-			splits[i] = (int32_t)i;
-		break;
-	case OTHER_BATCH: /* tagged, in order, but of requests that do not exist */
-		for (int64_t r = 0; r < num_rows; r++)
-			memcpy(rows + r * PLAN_FIELDS,
-			       (int32_t[]){(int32_t)(b + r), (int32_t)(b + r + 1), 0, 9, 0, 1, 1, PLAN_TAG},
-			       PLAN_FIELDS * sizeof(*rows));
-		for (int64_t i = 0; i <= b; i++)
-			splits[i] = (int32_t)(i > b / 2 ? b / 2 : i); /* a filled tail: zero splits */
-		break;
-	default:
-		break;
+	int32_t *r = ints(rows), *s = ints(splits);
+	const int64_t n = rows->shape[0];
+	for (int64_t i = 0; i < n * PLAN_FIELDS; i++)
+		r[i] = kind == GARBAGE ? (int32_t)random_bits(1, (uint64_t)i) : 0;
+	for (int64_t i = 0; i <= b; i++)
+		s[i] = kind == GARBAGE ? (int32_t)random_bits(2, (uint64_t)i) : kind == ZERO ? 0 : (int32_t)(i > b / 2 ? b / 2 : i);
+	for (int64_t p = 0; p < n && (kind == UNTAGGED || kind == OTHER_BATCH); p++) {
+		const int32_t untagged[PLAN_FIELDS] = {p ? b : 0, 0, b - 1, 1000, 0, 0, 0, 0}; /* another field order */
+		const int32_t other[PLAN_FIELDS] = {b + (int32_t)p, b + (int32_t)p + 1, 0, 9, 0, 1, 1, PLAN_TAG};
+		memcpy(r + p * PLAN_FIELDS, kind == UNTAGGED ? untagged : other, sizeof(other));
 	}
 }
 
-static bool wrong_body(fmla_ctx *gpu, struct problem_pair *p, struct mirror *rows, struct mirror *splits)
+static bool set_lengths(struct job *job, int32_t length)
 {
-	int64_t parts;
-	if (!problem_upload(p, gpu))
-		return false;
-	EXPECT_OK(gpu, fmla_plan_parts(gpu, &p->device, &parts));
-	EXPECT(parts >= 1, "fmla_plan_parts says %lld", (long long)parts);
-	if (!mirror_make(rows, (struct fmla_dtype)FMLA_INT32, 2, (int64_t[]){parts + 7, PLAN_FIELDS}, NULL) ||
-	    !mirror_make(splits, (struct fmla_dtype)FMLA_INT32, 1, (int64_t[]){p->shape.b + 1}, NULL))
-		return false;
-	for (enum wrong kind = OWN; kind < WRONGS; kind++) {
-		char what[64];
-		snprintf(what, sizeof(what), "plan kind %d", kind);
-		rows->shape[0] = kind == PADDED ? parts + 7 : parts;
-		if (!problem_upload(p, gpu) || !mirror_upload(rows, NULL) || !mirror_upload(splits, NULL))
-			return false;
-		p->device.plan_parts = &rows->on_device;
-		p->device.plan_splits = &splits->on_device;
-		if (kind == STALE) { /* made for lengths of 1 */
-			for (int i = 0; i < p->shape.b; i++)
-				EXPECT_CUDA(cudaMemcpy((int32_t *)p->lengths.on_device.data + i, &(int32_t){1}, 4,
-				                       cudaMemcpyHostToDevice));
-		}
-		if (kind == OWN || kind == STALE || kind == PADDED)
-			EXPECT_OK(gpu, fmla_plan(gpu, &p->device));
-		if (kind == STALE && !mirror_upload(&p->lengths, NULL))
-			return false;
-		if (kind != OWN && kind != STALE && kind != PADDED) {
-			spoil(kind, rows->on_host.data, parts, splits->on_host.data, p->shape.b);
-			if (!mirror_upload(rows, NULL) || !mirror_upload(splits, NULL))
-				return false;
-		}
-		EXPECT_OK(gpu, fmla_decode(gpu, &p->device));
-		if (!problem_compare(p, what))
-			return false;
-	}
+	const int64_t b = job->data.c.b;
+	int32_t *lens = malloc((size_t)b * sizeof(*lens));
+	EXPECT(lens, "out of memory");
+	for (int64_t i = 0; i < b; i++)
+		lens[i] = length;
+	const cudaError_t error =
+	    cudaMemcpy(job->tensors[DATA_LENS].t.data, lens, (size_t)b * sizeof(*lens), cudaMemcpyHostToDevice);
+	free(lens);
+	EXPECT_CUDA(error);
 	return true;
+}
+
+static bool one_wrong(fmla_ctx *gpu, struct job *job, enum wrong kind, int64_t parts)
+{
+	const int64_t b = job->data.c.b;
+	struct data_tensor rows, splits;
+	struct gpu_tensor gpu_rows = {0}, gpu_splits = {0};
+	data_tensor_make(&rows, int32, 2, (int64_t[]){parts + (kind == PADDED ? 7 : 0), PLAN_FIELDS}, NULL, NULL, 0);
+	data_tensor_make(&splits, int32, 1, (int64_t[]){b + 1}, NULL, NULL, 0);
+	spoil(kind, &rows, &splits, (int32_t)b);
+	bool ok = job_upload(job, gpu) && gpu_upload(&gpu_rows, &rows) && gpu_upload(&gpu_splits, &splits);
+	job->args.plan_parts = &gpu_rows.t;
+	job->args.plan_splits = &gpu_splits.t;
+	if (kind == STALE) /* made when every request had one token */
+		ok = ok && set_lengths(job, 1);
+	if (kind <= STALE)
+		ok = ok && (fmla_plan(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu)));
+	ok = ok && job_upload_tensor(job, DATA_LENS) &&
+	     (fmla_decode(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
+	     job_compare(job, wrong_names[kind]);
+	data_tensor_free(&rows);
+	data_tensor_free(&splits);
+	gpu_free(&gpu_rows);
+	gpu_free(&gpu_splits);
+	return ok;
 }
 
 static bool test_wrong(fmla_ctx *gpu, const void *arg)
 {
-	struct problem_pair p;
-	struct mirror rows = {0}, splits = {0};
-	const bool ok = problem_make(&p, arg) && wrong_body(gpu, &p, &rows, &splits);
-	problem_free(&p);
-	mirror_free(&rows);
-	mirror_free(&splits);
+	int64_t parts = 0;
+	struct job *job = calloc(1, sizeof(*job));
+	bool ok = job && job_make(job, arg) && job_upload(job, gpu);
+	ok = ok && (fmla_plan_parts(gpu, &job->args, &parts) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
+	     (parts >= 1 || fail("fmla_plan_parts says %lld", (long long)parts));
+	for (enum wrong kind = OWN; ok && kind < WRONGS; kind++)
+		ok = one_wrong(gpu, job, kind, parts);
+	if (job)
+		job_free(job);
+	free(job);
 	return ok;
 }
 
-static const struct shape wrong16 = {.b = 9, .s_q = 2, .h_q = 8, .h_kv = 1, .page = 64, .s_k = 1500, .lengths = MIXED, .causal = 1},
-                          wrong128 = {.b = 5, .s_q = 1, .h_q = 128, .h_kv = 1, .page = 64, .s_k = 700, .lengths = MIXED},
-                          wrong1 = {.b = 1, .s_q = 1, .h_q = 16, .h_kv = 1, .page = 64, .s_k = 6000, .lengths = UNIFORM};
 static const int few = 1;
 
 const struct test plan_tests[] = {
     {"plan rows are the host planner's", test_rows, NULL, false},
-    {"plan rows, small batches", test_rows, &few, true},
-    {"wrong plans, 16 rows", test_wrong, &wrong16, false},
-    {"wrong plans, 128 rows", test_wrong, &wrong128, false},
-    {"wrong plans, one split request", test_wrong, &wrong1, false},
+    {"plan rows of small batches", test_rows, &few, true},
+    {"wrong plans, 16 rows", test_wrong, "b=9 s_q=2 h_q=8 varlen=1 s_k=1500", false},
+    {"wrong plans, 128 rows", test_wrong, "b=5 h_q=128 varlen=1 s_k=700", false},
+    {"wrong plans, one split request", test_wrong, "s_k=6000", false},
     {NULL, NULL, NULL, false},
 };
