@@ -177,8 +177,14 @@ check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu)
 bench: cli
 	$(BUILD)/flashmla bench --backend cpu
 
-bench-gpu: cli
-	$(BUILD)/flashmla bench --backend cuda
+GPU_BENCH_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(wildcard bench/gpu/*.c bench/gpu/*.cu)) $(BUILD)/obj/cli/svg.c.o
+$(BUILD)/obj/bench/gpu/bench.c.o: CPPFLAGS += -DBENCH_COMMIT='"$(shell git describe --always --dirty 2>/dev/null)"'
+$(BUILD)/obj/bench/gpu/bench.c.o: $(wildcard bench/baselines/h200_*.csv)
+$(BUILD)/bench_gpu: $(GPU_BENCH_OBJ) $(LIB)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/bench_gpu)
+	$(BUILD)/bench_gpu --csv bench/results/h200.csv --svg $(BUILD)/roofline.svg
 
 C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh')
 lint:

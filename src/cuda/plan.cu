@@ -10,7 +10,8 @@
 #include "launch.cuh"
 #include "walk.cuh"
 
-enum { PLAN_THREADS = 1024, MAX_PARTS = 1024 };
+/* Fewer threads for small batches: a scan costs a round over the warps. */
+enum { PLAN_THREADS = 1024, PLAN_THREADS_FEW = 128, FEW_REQUESTS = 512, MAX_PARTS = 1024 };
 
 /* Border j and what row j needs of it: `begin` of request `req`, borders of req up to here. */
 struct cut {
@@ -23,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 {
 	__shared__ struct schedule sh;
 	__shared__ struct cut cuts[MAX_PARTS + 1];
-	const int run = (p.b + PLAN_THREADS - 1) / PLAN_THREADS;
+	const int threads = (int)blockDim.x, run = (p.b + threads - 1) / threads;
 	const int first = min((int)threadIdx.x * run, p.b), end = min(first + run, p.b);
 
 	/* 1. The axis, and where this thread's requests begin on it. */
@@ -69,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 
 	/* 4. Rows: each from its two borders. */
 	const struct blocks none = {0, 0};
-	for (int64_t row = threadIdx.x; row < num_rows; row += PLAN_THREADS) {
+	for (int64_t row = threadIdx.x; row < num_rows; row += threads) {
 		struct part part = {PLAN_IDLE, 0, 0, 0, 0, 0, 0, PLAN_TAG};
 		if (row < active) {
 			const struct cut a = cuts[row], b = cuts[row + 1];
@@ -86,6 +87,6 @@ extern "C" cudaError_t fmla_launch_plan(const struct decode_params *p, struct pa
 {
 	if (p->num_parts > MAX_PARTS)
 		return cudaErrorInvalidValue;
-	fmla_plan_rows<<<1, PLAN_THREADS, 0, stream>>>(*p, rows, num_rows, splits);
+	fmla_plan_rows<<<1, p->b <= FEW_REQUESTS ? PLAN_THREADS_FEW : PLAN_THREADS, 0, stream>>>(*p, rows, num_rows, splits);
 	return cudaGetLastError();
 }

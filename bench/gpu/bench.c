@@ -1,0 +1,692 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bench_gpu - decode on the GPU beside the stored figures of the peers.
+ *     bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|all] [--csv FILE] [--json] [--svg FILE]
+ *
+ * Method (the peers were measured the same way, bench/baselines/README.md)
+ *   - A CUDA graph of several layers, each with its own KV cache, at least 600 MB in all (at most 48 layers): cold L2.
+ *   - Random normal data in every row; pages in random order; one plan for all layers, made outside of the graph.
+ *   - Burst: median (and minimum) over replays within about 25 ms on a cool card.  Sustained: 1.5 s of warm-up at full
+ *     load, then 0.5 s timed; SM clock, power and energy from NVML while it runs.
+ *   - Lengths of `varlen` rows: normal(s_k, s_k / 2), cut to [1, 4 s_k], from the first seed whose sum is within 0.5 % of
+ *     the baseline's kv_tokens; what remains of the difference is taken out of the ratio by the floors of both.
+ *   - Floor: max(flop / 790 TFLOP/s, bytes / 4.59 TB/s), the measured limits of an H200; the limits of this card and
+ *     run are printed above the table. */
+#include "bench.h"
+#include "flash_mla.h"
+
+#include "../../cli/svg.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#ifndef BENCH_COMMIT
+#define BENCH_COMMIT "unknown"
+#endif
+
+enum { D_QK = 576, D_V = 512, PAGE = 64, MAX_ROWS = 64, MAX_LAYERS = 48, MIN_LAYERS = 2, SUSTAINED_LAYERS = 4 };
+static const double cold_bytes = 600e6, floor_tflops = 790, floor_gbs = 4590;
+
+/* The baselines travel inside of the program. */
+#define EMBED(symbol, file)                                                        \
+	__asm__(".section .rodata\n" #symbol ":\n.incbin \"" file "\"\n.byte 0\n.previous\n"); \
+	extern const char symbol[]
+EMBED(burst_csv, "bench/baselines/h200_dense_decode.csv");
+EMBED(sustained_csv, "bench/baselines/h200_sustained.csv");
+
+struct row {
+	int b, s_q, h_q, s_k, varlen;
+	double peer_tokens, flashmla_us, fa3_us, goal_us;
+	double flashmla_joules; /* per billion KV tokens, sustained */
+};
+
+struct options {
+	const char *rows, *csv, *svg, *mode;
+	bool quick, json;
+};
+
+static struct {
+	struct options o;
+	fmla_ctx *ctx;
+	struct sensors sensors;
+	int num_sms;
+	char device[256], date[32];
+	double read_gbs, copy_gbs;
+	struct roof_point points[MAX_ROWS];
+	int num_points;
+} run;
+
+/* ---- rows of the baselines --------------------------------------------------------------------------------------- */
+
+static const char *next_line(const char *at)
+{
+	at = strchr(at, '\n');
+	return at ? at + 1 : NULL;
+}
+
+static int burst_rows(struct row *rows)
+{
+	int n = 0;
+	for (const char *at = next_line(burst_csv); at && n < MAX_ROWS; at = next_line(at)) {
+		struct row r = {0};
+		if (sscanf(at, "%d,%d,%d,%d,%d,%lf,%lf,%lf,%*f,%*f,%*f,%lf", &r.b, &r.s_q, &r.h_q, &r.s_k, &r.varlen,
+		           &r.peer_tokens, &r.flashmla_us, &r.fa3_us, &r.goal_us) == 9)
+			rows[n++] = r;
+	}
+	return n;
+}
+
+static int sustained_rows(struct row *rows)
+{
+	int n = 0;
+	for (const char *at = sustained_csv; at && n < MAX_ROWS; at = next_line(at)) {
+		struct row r = {0};
+		char peer[32];
+		double us, watts;
+		if (sscanf(at, "%31[a-z0-9],%d,%d,%d,%d,%lf,%*f,%*f,%*f,%lf", peer, &r.b, &r.s_q, &r.h_q, &r.s_k, &us, &watts) !=
+		    7)
+			continue;
+		r.peer_tokens = (double)r.b * r.s_k;
+		if (strcmp(peer, "flashmla") == 0) { /* each shape has its two peers one after the other */
+			r.flashmla_us = us;
+			r.flashmla_joules = us * 1e-6 * watts / r.peer_tokens * 1e9;
+			rows[n++] = r;
+		} else if (n > 0) {
+			rows[n - 1].fa3_us = us;
+		}
+	}
+	return n;
+}
+
+static double flop_of(const struct row *r, double tokens)
+{
+	return 2.0 * tokens * r->s_q * r->h_q * (D_QK + D_V);
+}
+
+static double bytes_of(const struct row *r, double tokens)
+{
+	return 2.0 * (tokens * D_QK + (double)r->b * r->s_q * r->h_q * (D_QK + D_V));
+}
+
+static double floor_us(const struct row *r, double tokens)
+{
+	return fmax(flop_of(r, tokens) / floor_tflops / 1e6, bytes_of(r, tokens) / floor_gbs / 1e3);
+}
+
+/* ---- a decode problem on the device ------------------------------------------------------------------------------ */
+
+struct problem {
+	struct row row;
+	int layers;
+	double tokens;
+	void *kv, *q, *out, *workspace;
+	float *lse;
+	int32_t *table, *lengths, *parts, *splits;
+	struct fmla_tensor t[8];
+	int64_t shapes[8][4];
+	struct fmla_decode_args args;
+	size_t layer_bytes;
+};
+
+static uint64_t splitmix(uint64_t *state)
+{
+	uint64_t z = *state += 0x9e3779b97f4a7c15;
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+	z = (z ^ z >> 27) * 0x94d049bb133111eb;
+	return z ^ z >> 31;
+}
+
+static double uniform(uint64_t *state)
+{
+	return ((double)(splitmix(state) >> 11) + 0.5) * 0x1p-53;
+}
+
+static double draw_lengths(const struct row *r, uint64_t seed, int32_t *lengths)
+{
+	double sum = 0;
+	for (int i = 0; i < r->b; i++) {
+		lengths[i] = r->s_k;
+		if (r->varlen) {
+			const double normal = sqrt(-2 * log(uniform(&seed))) * cos(6.283185307179586 * uniform(&seed));
+			lengths[i] = (int32_t)fmin(fmax(r->s_k + normal * r->s_k / 2, 1), 4.0 * r->s_k);
+		}
+		sum += lengths[i];
+	}
+	return sum;
+}
+
+static void shuffle(int32_t *x, int64_t n, uint64_t seed)
+{
+	for (int64_t i = 0; i < n; i++)
+		x[i] = (int32_t)i;
+	for (int64_t i = n - 1; i > 0; i--) {
+		const int64_t j = (int64_t)(splitmix(&seed) % (uint64_t)(i + 1));
+		const int32_t t = x[i];
+		x[i] = x[j];
+		x[j] = t;
+	}
+}
+
+static void *device_alloc(size_t bytes)
+{
+	void *p;
+	CUDA(cudaMalloc(&p, bytes ? bytes : 1));
+	return p;
+}
+
+static void *upload(const void *host, size_t bytes)
+{
+	void *p = device_alloc(bytes);
+	CUDA(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
+	return p;
+}
+
+static struct fmla_tensor *tensor(struct problem *p, int slot, void *data, struct fmla_dtype dtype, int ndim, ...)
+{
+	va_list dims;
+	va_start(dims, ndim);
+	for (int d = 0; d < ndim; d++)
+		p->shapes[slot][d] = va_arg(dims, int64_t);
+	va_end(dims);
+	p->t[slot] = (struct fmla_tensor){
+	    .data = data, .device = {FMLA_DEVICE_CUDA, 0}, .ndim = ndim, .dtype = dtype, .shape = p->shapes[slot]};
+	return &p->t[slot];
+}
+
+static void fmla(fmla_status status, const char *what)
+{
+	must(status == FMLA_OK, what, fmla_last_error(run.ctx));
+}
+
+static void make_problem(struct problem *p, const struct row *r, int layers)
+{
+	static const struct fmla_dtype bf16 = FMLA_BF16, fp32 = FMLA_FP32, int32 = FMLA_INT32;
+	*p = (struct problem){.row = *r};
+	int32_t *lengths = malloc((size_t)r->b * sizeof(*lengths));
+	must(lengths, "lengths", "out of memory");
+	for (uint64_t seed = 1; seed <= 2000; seed++) {
+		p->tokens = draw_lengths(r, seed, lengths);
+		if (!r->varlen || fabs(p->tokens / r->peer_tokens - 1) <= 0.005)
+			break;
+	}
+	int64_t pages = 0, width = 1;
+	for (int i = 0; i < r->b; i++) {
+		const int64_t n = (lengths[i] + PAGE - 1) / PAGE;
+		pages += n;
+		width = n > width ? n : width;
+	}
+	int32_t *order = malloc((size_t)pages * sizeof(*order)), *table = calloc((size_t)(r->b * width), sizeof(*table));
+	must(order && table, "page table", "out of memory");
+	shuffle(order, pages, 7);
+	for (int64_t i = 0, next = 0; i < r->b; i++)
+		for (int64_t e = 0; e * PAGE < lengths[i]; e++)
+			table[i * width + e] = order[next++];
+	p->layer_bytes = (size_t)pages * PAGE * D_QK * 2;
+	p->layers = layers ? layers : (int)fmin(fmax(ceil(cold_bytes / (double)p->layer_bytes), MIN_LAYERS), MAX_LAYERS);
+	p->kv = device_alloc(p->layer_bytes * (size_t)p->layers);
+	CUDA(fill_normal(p->kv, p->layer_bytes / 2 * (size_t)p->layers, 1.0f, 0, 1, NULL));
+	const size_t rows = (size_t)r->b * (size_t)r->s_q * (size_t)r->h_q;
+	p->q = device_alloc(rows * D_QK * 2);
+	CUDA(fill_normal(p->q, rows * D_QK, 1.0f, 0, 2, NULL));
+	p->out = device_alloc(rows * D_V * 2);
+	p->lse = device_alloc(rows * sizeof(float));
+	p->table = upload(table, (size_t)(r->b * width) * sizeof(*table));
+	p->lengths = upload(lengths, (size_t)r->b * sizeof(*lengths));
+	free(order);
+	free(table);
+	free(lengths);
+	const int64_t b = r->b, s_q = r->s_q, h_q = r->h_q, page = PAGE, one = 1, d_qk = D_QK, d_v = D_V, fields = 8;
+	p->args = (struct fmla_decode_args){.struct_size = sizeof(p->args),
+	                                    .q = tensor(p, 0, p->q, bf16, 4, b, s_q, h_q, d_qk),
+	                                    .kv_cache = tensor(p, 1, p->kv, bf16, 4, pages, page, one, d_qk),
+	                                    .block_table = tensor(p, 2, p->table, int32, 2, b, width),
+	                                    .cache_seqlens = tensor(p, 3, p->lengths, int32, 1, b),
+	                                    .out = tensor(p, 4, p->out, bf16, 4, b, s_q, h_q, d_v),
+	                                    .lse = tensor(p, 5, p->lse, fp32, 3, b, h_q, s_q),
+	                                    .softmax_scale = 1 / sqrt(D_QK),
+	                                    .causal = 1};
+	int64_t parts;
+	fmla(fmla_plan_parts(run.ctx, &p->args, &parts), "fmla_plan_parts");
+	p->parts = device_alloc((size_t)parts * 32);
+	p->splits = device_alloc((size_t)(b + 1) * 4);
+	p->args.plan_parts = tensor(p, 6, p->parts, int32, 2, parts, fields);
+	p->args.plan_splits = tensor(p, 7, p->splits, int32, 1, b + 1);
+	fmla(fmla_plan(run.ctx, &p->args), "fmla_plan");
+	fmla(fmla_workspace_size(run.ctx, &p->args, &p->args.workspace_size), "fmla_workspace_size");
+	p->workspace = device_alloc(p->args.workspace_size);
+	p->args.workspace = p->workspace;
+	CUDA(cudaDeviceSynchronize());
+}
+
+static void free_problem(struct problem *p)
+{
+	void *const all[] = {p->kv, p->q, p->out, p->lse, p->table, p->lengths, p->parts, p->splits, p->workspace};
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		CUDA(cudaFree(all[i]));
+}
+
+static void decode_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct problem *p = arg;
+	p->t[1].data = (char *)p->kv + (size_t)layer * p->layer_bytes;
+	p->args.stream = stream;
+	fmla(fmla_decode(run.ctx, &p->args), "fmla_decode");
+}
+
+/* ---- output ------------------------------------------------------------------------------------------------------ */
+
+struct figures {
+	const char *mode;
+	struct row row;
+	double tokens, ratio, floor_share;
+	struct timing t;
+};
+
+static double best_peer(const struct row *r)
+{
+	return r->fa3_us > 0 ? fmin(r->flashmla_us, r->fa3_us) : r->flashmla_us;
+}
+
+static double joules_per_billion(const struct figures *f)
+{
+	return f->t.joules / f->tokens * 1e9;
+}
+
+static void print_header(const char *mode)
+{
+	printf("\n%s\n%4s %3s %4s %7s %3s %8s %9s %9s %9s %9s %6s %6s %7s %6s %5s %4s", mode, "b", "s_q", "h_q", "s_k", "var",
+	       "tokens", "us", "min", "FlashMLA", "FA3", "ratio", "floor", "TFLOP/s", "TB/s", "MHz", "W");
+	printf(strcmp(mode, "sustained") == 0 ? " %7s %7s\n" : "\n", "J/Gtok", "peer's");
+}
+
+static void print_figures(const struct figures *f)
+{
+	const struct row *r = &f->row;
+	const double us = f->t.median_us;
+	printf("%4d %3d %4d %7d %3d %8.0f %9.2f %9.2f %9.2f %9.2f %6.3f %5.1f%% %7.1f %6.3f %5.0f %4.0f", r->b, r->s_q, r->h_q,
+	       r->s_k, r->varlen, f->tokens, us, f->t.min_us, r->flashmla_us, r->fa3_us, f->ratio, 100 * f->floor_share,
+	       flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e6, f->t.mhz, f->t.watts);
+	if (strcmp(f->mode, "sustained") == 0)
+		printf(" %7.0f %7.0f", joules_per_billion(f), r->flashmla_joules);
+	printf("\n");
+	fflush(stdout);
+	if (run.o.json)
+		printf("{\"backend\": \"cuda\", \"mode\": \"%s\", \"b\": %d, \"s_q\": %d, \"h_q\": %d, \"s_k\": %d, \"varlen\": %d, "
+		       "\"dtype\": \"bf16\", \"us\": %.3f, \"min_us\": %.3f, \"gbs\": %.1f, \"tflops\": %.2f, \"roof_pct\": %.1f, "
+		       "\"ratio\": %.3f, \"mhz\": %.0f, \"watts\": %.0f}\n",
+		       f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, us, f->t.min_us, bytes_of(r, f->tokens) / us / 1e3,
+		       flop_of(r, f->tokens) / us / 1e6, 100 * f->floor_share, f->ratio, f->t.mhz, f->t.watts);
+	if (!run.o.csv)
+		return;
+	FILE *file = fopen(run.o.csv, "a");
+	must(file != NULL, run.o.csv, "cannot be opened");
+	if (ftell(file) == 0)
+		fprintf(file, "date,commit,device,driver,mode,b,s_q,h_q,s_k,varlen,kv_tokens,us,min_us,tflops,gbs,floor_us,"
+		              "flashmla_us,fa3_us,ratio,sm_mhz,watts,joules_per_gtoken\n");
+	fprintf(file, "%s,%s,%s,%s,%s,%d,%d,%d,%d,%d,%.0f,%.2f,%.2f,%.1f,%.0f,%.1f,%.2f,%.2f,%.3f,%.0f,%.0f,%.0f\n", run.date,
+	        BENCH_COMMIT, run.device, run.sensors.driver, f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, f->tokens, us,
+	        f->t.min_us, flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e3, floor_us(r, f->tokens),
+	        r->flashmla_us, r->fa3_us, f->ratio, f->t.mhz, f->t.watts, joules_per_billion(f));
+	fclose(file);
+}
+
+static void add_point(const struct figures *f)
+{
+	if (run.num_points == MAX_ROWS)
+		return;
+	struct roof_point *point = &run.points[run.num_points++];
+	snprintf(point->label, sizeof(point->label), "b=%d s_q=%d h_q=%d %d%s", f->row.b, f->row.s_q, f->row.h_q, f->row.s_k,
+	         f->row.varlen ? " varlen" : "");
+	point->intensity = flop_of(&f->row, f->tokens) / bytes_of(&f->row, f->tokens);
+	point->tflops = flop_of(&f->row, f->tokens) / f->t.median_us / 1e6;
+	point->roof_pct = 100 * f->floor_share;
+}
+
+/* ---- the tables -------------------------------------------------------------------------------------------------- */
+
+static bool selected(const struct row *r, const char *mode)
+{
+	char text[128];
+	snprintf(text, sizeof(text), "%s b=%d s_q=%d h_q=%d s_k=%d varlen=%d ", mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen);
+	return !run.o.rows || strstr(text, run.o.rows);
+}
+
+static struct figures measure(const struct row *r, const char *mode)
+{
+	struct problem p;
+	const bool sustained = strcmp(mode, "sustained") == 0;
+	make_problem(&p, r, sustained ? SUSTAINED_LAYERS : 0);
+	struct figures f = {.mode = mode, .row = *r, .tokens = p.tokens};
+	f.t = sustained ? time_sustained(decode_layer, &p, p.layers, 0.5, &run.sensors)
+	                : time_burst(decode_layer, &p, p.layers, &run.sensors);
+	free_problem(&p);
+	f.floor_share = floor_us(r, f.tokens) / f.t.median_us;
+	f.ratio = best_peer(r) / f.t.median_us * floor_us(r, f.tokens) / floor_us(r, r->peer_tokens);
+	return f;
+}
+
+static void table(const char *mode, const struct row *rows, int count)
+{
+	double all = 0, small = 0, goal = 0;
+	int n = 0, n_small = 0, slower = 0;
+	print_header(mode);
+	for (int i = 0; i < count; i++) {
+		if (!selected(&rows[i], mode))
+			continue;
+		const struct figures f = measure(&rows[i], mode);
+		print_figures(&f);
+		if (strcmp(mode, "burst") == 0)
+			add_point(&f);
+		all += log(f.ratio);
+		goal += rows[i].goal_us > 0 ? log(best_peer(&rows[i]) / rows[i].goal_us) : 0;
+		n++;
+		slower += f.ratio < 1;
+		if (rows[i].b <= 8) {
+			small += log(f.ratio);
+			n_small++;
+		}
+	}
+	if (n == 0)
+		return;
+	printf("geometric mean of (better peer / ours): %.3f over %d rows", exp(all / n), n);
+	if (goal > 0)
+		printf(" (goal %.3f)", exp(goal / n));
+	if (n_small)
+		printf("; b <= 8: %.3f over %d rows", exp(small / n_small), n_small);
+	printf("; slower than a peer in %d\n", slower);
+	fflush(stdout);
+}
+
+/* ---- ceilings, host cost, the streaming calls -------------------------------------------------------------------- */
+
+struct copies {
+	char *data;
+	int32_t *pages;
+	int32_t count;
+};
+
+static void read_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct copies *c = arg;
+	(void)layer;
+	CUDA(read_pages(c->data, c->pages, c->count, run.num_sms, stream));
+}
+
+static void copy_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct copies *c = arg;
+	const size_t half = (size_t)c->count / 2 * READ_PAGE_BYTES;
+	(void)layer;
+	CUDA(cudaMemcpyAsync(c->data + half, c->data, half, cudaMemcpyDeviceToDevice, stream));
+}
+
+static void ceilings(void)
+{
+	struct copies c = {.count = 60000}; /* 4.4 GB */
+	const size_t bytes = (size_t)c.count * READ_PAGE_BYTES;
+	int32_t *order = malloc((size_t)c.count * sizeof(*order));
+	must(order, "ceilings", "out of memory");
+	shuffle(order, c.count, 3);
+	c.pages = upload(order, (size_t)c.count * sizeof(*order));
+	free(order);
+	c.data = device_alloc(bytes);
+	CUDA(fill_normal(c.data, bytes / 2, 1.0f, 0, 5, NULL));
+	const struct timing read = time_burst(read_layer, &c, 1, &run.sensors);
+	const struct timing copy = time_burst(copy_layer, &c, 1, &run.sensors);
+	run.read_gbs = (double)bytes / read.median_us / 1e3;
+	run.copy_gbs = (double)bytes / copy.median_us / 1e3; /* read + write */
+	printf("ceilings now: read by bulk copies %.0f GB/s, copy (read + write) %.0f GB/s\n", run.read_gbs, run.copy_gbs);
+	CUDA(cudaFree(c.data));
+	CUDA(cudaFree(c.pages));
+}
+
+static void host_cost(void)
+{
+	enum { CALLS = 100, ROUNDS = 20 };
+	const struct row r = {.b = 1, .s_q = 1, .h_q = 16, .s_k = 4096, .peer_tokens = 4096};
+	struct problem p;
+	cudaStream_t stream;
+	double best = INFINITY;
+	make_problem(&p, &r, 1);
+	CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+	for (int round = 0; round < ROUNDS; round++) {
+		const double start = wall_seconds();
+		for (int i = 0; i < CALLS; i++)
+			decode_layer(&p, 0, stream);
+		best = fmin(best, (wall_seconds() - start) / CALLS);
+		CUDA(cudaStreamSynchronize(stream));
+	}
+	printf("host time of one fmla_decode (b=1, best of %d rounds of %d calls): %.2f us\n", ROUNDS, CALLS, best * 1e6);
+	CUDA(cudaStreamDestroy(stream));
+	free_problem(&p);
+}
+
+struct stream_calls {
+	struct fmla_merge_args merge;
+	struct fmla_kv_append_args append;
+	struct fmla_tensor t[9];
+	char *partial, *merged, *latent, *rope, *cache;
+	size_t partial_bytes, merged_bytes, latent_bytes, rope_bytes, cache_bytes;
+};
+
+static void merge_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct stream_calls *c = arg;
+	c->t[0].data = c->partial + (size_t)layer * c->partial_bytes;
+	c->t[2].data = c->merged + (size_t)layer * c->merged_bytes;
+	c->merge.stream = stream;
+	fmla(fmla_merge(run.ctx, &c->merge), "fmla_merge");
+}
+
+static void append_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct stream_calls *c = arg;
+	c->t[4].data = c->latent + (size_t)layer * c->latent_bytes;
+	c->t[5].data = c->rope + (size_t)layer * c->rope_bytes;
+	c->t[7].data = c->cache + (size_t)layer * c->cache_bytes;
+	c->append.stream = stream;
+	fmla(fmla_kv_append(run.ctx, &c->append), "fmla_kv_append");
+}
+
+static void print_stream(const char *what, double bytes, struct timing t)
+{
+	printf("%-58s %8.2f us (min %.2f)  %5.0f GB/s  %5.1f%% of copy\n", what, t.median_us, t.min_us,
+	       bytes / t.median_us / 1e3, 100 * bytes / t.median_us / 1e3 / run.copy_gbs);
+	fflush(stdout);
+}
+
+/* merge and kv_append against the copy ceiling; eight layers of distinct buffers, more than 64 MB each. */
+static void streaming_calls(void)
+{
+	enum { LAYERS = 8, N = 4 };
+	const struct fmla_dtype bf16 = FMLA_BF16, fp32 = FMLA_FP32, int32 = FMLA_INT32;
+	const struct fmla_device gpu = {FMLA_DEVICE_CUDA, 0};
+	int64_t b = 128, h = 128, n = 65536, pages = 1024 + 16, page = 64;
+	int64_t in[5] = {N, b, 1, h, D_V}, in_lse[4] = {N, b, h, 1}, out[4] = {b, 1, h, D_V}, lse[3] = {b, h, 1};
+	int64_t latent[2] = {n, D_V}, rope[2] = {n, D_QK - D_V}, cache[4] = {pages, page, 1, D_QK};
+	const size_t rows = (size_t)(b * h);
+	struct stream_calls c = {.partial_bytes = N * rows * D_V * 2,
+	                         .merged_bytes = rows * D_V * 2,
+	                         .latent_bytes = (size_t)n * D_V * 2,
+	                         .rope_bytes = (size_t)n * (D_QK - D_V) * 2,
+	                         .cache_bytes = (size_t)(pages * page) * D_QK * 2};
+	c.partial = device_alloc(c.partial_bytes * LAYERS * 2); /* once more for fp32 */
+	c.merged = device_alloc(c.merged_bytes * LAYERS * 2);
+	c.latent = device_alloc(c.latent_bytes * LAYERS);
+	c.rope = device_alloc(c.rope_bytes * LAYERS);
+	c.cache = device_alloc(c.cache_bytes * LAYERS);
+	CUDA(fill_normal(c.partial, c.partial_bytes * LAYERS, 1, 0, 1, NULL));
+	CUDA(fill_normal(c.latent, c.latent_bytes * LAYERS / 2, 1, 0, 2, NULL));
+	CUDA(fill_normal(c.rope, c.rope_bytes * LAYERS / 2, 1, 0, 3, NULL));
+	float *partial_lse = device_alloc(N * rows * sizeof(float)), *merged_lse = device_alloc(rows * sizeof(float));
+	CUDA(fill_floats(partial_lse, N * rows, 4, NULL));
+	int32_t *slots = malloc((size_t)(pages * page) * sizeof(*slots));
+	must(slots, "slots", "out of memory");
+	shuffle(slots, pages * page, 9);
+	int32_t *scattered = upload(slots, (size_t)n * sizeof(*slots));
+	for (int64_t i = 0; i < n; i++)
+		slots[i] = (int32_t)i;
+	int32_t *in_order = upload(slots, (size_t)n * sizeof(*slots));
+	free(slots);
+
+#define T(i, p, type, dims, array) \
+	c.t[i] = (struct fmla_tensor) { .data = (p), .device = gpu, .ndim = (dims), .dtype = (type), .shape = (array) }
+	T(0, c.partial, bf16, 5, in);
+	T(1, partial_lse, fp32, 4, in_lse);
+	T(2, c.merged, bf16, 4, out);
+	T(3, merged_lse, fp32, 3, lse);
+	T(4, c.latent, bf16, 2, latent);
+	T(5, c.rope, bf16, 2, rope);
+	T(6, scattered, int32, 1, &n);
+	T(7, c.cache, bf16, 4, cache);
+#undef T
+	c.merge = (struct fmla_merge_args){.struct_size = sizeof(c.merge),
+	                                   .partial_out = &c.t[0],
+	                                   .partial_lse = &c.t[1],
+	                                   .out = &c.t[2],
+	                                   .lse = &c.t[3]};
+	c.append = (struct fmla_kv_append_args){.struct_size = sizeof(c.append),
+	                                        .kv_latent = &c.t[4],
+	                                        .k_rope = &c.t[5],
+	                                        .slot_mapping = &c.t[6],
+	                                        .kv_cache = &c.t[7]};
+	printf("\nstreaming calls (%d layers with their own buffers)\n", LAYERS);
+	const double lse_bytes = (N + 1) * (double)rows * 4;
+	print_stream("fmla_merge of 4, bf16, 16,384 rows: 84 MB", (double)(c.partial_bytes + c.merged_bytes) + lse_bytes,
+	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
+	in[0] = in_lse[0] = 2;
+	print_stream("fmla_merge of 2, bf16, 16,384 rows: 50 MB",
+	             (double)(c.partial_bytes / 2 + c.merged_bytes) + lse_bytes * 3 / 5,
+	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
+	in[0] = in_lse[0] = N;
+	c.t[0].dtype = c.t[2].dtype = fp32;
+	c.partial_bytes *= 2;
+	c.merged_bytes *= 2;
+	print_stream("fmla_merge of 4, fp32, 16,384 rows: 168 MB", (double)(c.partial_bytes + c.merged_bytes) + lse_bytes,
+	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
+	const double append_bytes = (double)n * (2 * D_QK * 2 + 4);
+	print_stream("fmla_kv_append, 65,536 rows to random slots: 151 MB", append_bytes,
+	             time_burst(append_layer, &c, LAYERS, &run.sensors));
+	c.t[6].data = in_order;
+	print_stream("fmla_kv_append, 65,536 rows in order: 151 MB", append_bytes,
+	             time_burst(append_layer, &c, LAYERS, &run.sensors));
+	void *const all[] = {c.partial, c.merged, c.latent, c.rope, c.cache, partial_lse, merged_lse, scattered, in_order};
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		CUDA(cudaFree(all[i]));
+}
+
+static void plan_layer(void *arg, int layer, cudaStream_t stream)
+{
+	struct problem *p = arg;
+	(void)layer;
+	p->args.stream = stream;
+	fmla(fmla_plan(run.ctx, &p->args), "fmla_plan");
+}
+
+static void plan_cost(void)
+{
+	static const int sizes[] = {1, 128, 4096, 65536};
+	printf("\nfmla_plan on the device:");
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		const struct row r = {.b = sizes[i], .s_q = 1, .h_q = 1, .s_k = 64, .peer_tokens = 64.0 * sizes[i]};
+		struct problem p;
+		make_problem(&p, &r, 1);
+		printf(" b=%d %.1f us%s", r.b, time_burst(plan_layer, &p, 20, &run.sensors).median_us, i == 3 ? "\n" : ",");
+		free_problem(&p);
+	}
+}
+
+/* ---- main -------------------------------------------------------------------------------------------------------- */
+
+static void open_device(void)
+{
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = "cuda"};
+	const time_t now = time(NULL);
+	struct tm utc;
+	struct cudaDeviceProp prop;
+	const fmla_status status = fmla_ctx_create(&run.ctx, &options);
+	must(status == FMLA_OK, "no GPU backend here", fmla_last_error(run.ctx));
+	CUDA(cudaGetDeviceProperties(&prop, 0));
+	snprintf(run.device, sizeof(run.device), "%s", prop.name);
+	run.num_sms = prop.multiProcessorCount;
+	strftime(run.date, sizeof(run.date), "%Y-%m-%dT%H:%MZ", gmtime_r(&now, &utc));
+	sensors_open(&run.sensors);
+	printf("FlashMLA-C %s (%s) on %s, driver %s, %s\n", fmla_version_string(), BENCH_COMMIT, run.device, run.sensors.driver,
+	       run.date);
+}
+
+static bool parse(int argc, char **argv)
+{
+	run.o.mode = "all";
+	for (int i = 1; i < argc; i++) {
+		const struct {
+			const char *name;
+			const char **value;
+		} texts[] = {{"--rows", &run.o.rows}, {"--csv", &run.o.csv}, {"--svg", &run.o.svg}, {"--mode", &run.o.mode}};
+		bool known = false;
+		for (size_t t = 0; t < sizeof(texts) / sizeof(texts[0]); t++)
+			if (strcmp(argv[i], texts[t].name) == 0 && i + 1 < argc) {
+				*texts[t].value = argv[++i];
+				known = true;
+				break;
+			}
+		if (known)
+			continue;
+		if (strcmp(argv[i], "--quick") == 0)
+			run.o.quick = true;
+		else if (strcmp(argv[i], "--json") == 0)
+			run.o.json = true;
+		else
+			return false;
+	}
+	return true;
+}
+
+static bool mode_is(const char *mode)
+{
+	return strcmp(run.o.mode, "all") == 0 || strcmp(run.o.mode, mode) == 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (!parse(argc, argv)) {
+		fprintf(stderr, "usage: bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|stream|all] [--csv FILE] [--json] "
+		                "[--svg FILE]\n"
+		                "  --rows TEXT  rows whose \"burst b=1 s_q=1 h_q=16 s_k=4096 varlen=0 \" holds TEXT\n"
+		                "  --quick      burst figures only\n");
+		return 2;
+	}
+	struct row rows[MAX_ROWS];
+	open_device();
+	ceilings();
+	if (mode_is("burst")) {
+		host_cost();
+		table("burst", rows, burst_rows(rows));
+	}
+	if (mode_is("stream") && !run.o.quick) {
+		streaming_calls();
+		plan_cost();
+	}
+	if (mode_is("sustained") && !run.o.quick)
+		table("sustained", rows, sustained_rows(rows));
+	if (run.o.svg) {
+		char subtitle[384];
+		snprintf(subtitle, sizeof(subtitle), "%s, driver %s, burst, %s, %.10s", run.device, run.sensors.driver, BENCH_COMMIT,
+		         run.date);
+		const struct roof_chart chart = {.title = "MLA decode, bf16, roofline",
+		                                 .subtitle = subtitle,
+		                                 .gbs = floor_gbs,
+		                                 .tflops = floor_tflops,
+		                                 .gbs_name = "DRAM read",
+		                                 .tflops_name = "bf16 matrix product",
+		                                 .points = run.points,
+		                                 .count = run.num_points};
+		must(svg_roofline(run.o.svg, &chart), run.o.svg, "cannot be written");
+	}
+	fmla_ctx_destroy(run.ctx);
+	return 0;
+}
