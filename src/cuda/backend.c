@@ -13,11 +13,11 @@
 
 enum {
 	MAX_DEVICES = 16,
-	ALIGN = 256,        /* of the parts of the workspace                                       */
-	CHUNK_BLOCKS = 32,  /* batch-invariant mode: a split every 2048 tokens                     */
+	ALIGN = 256,         /* of the parts of the workspace                                       */
+	CHUNK_BLOCKS = 32,   /* batch-invariant mode: a split every 2048 tokens                     */
 	OVERHEAD_BLOCKS = 2, /* price of starting a request; docs/perf.md                          */
 	MAX_SNAP_BLOCKS = 8,
-	WHOLE_BLOCKS = 4     /* what a batch without splits may cost more                           */
+	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more                           */
 };
 
 /* What the backend remembers in the context. */
@@ -48,14 +48,14 @@ static fmla_status fail_cuda(struct fmla_ctx *ctx, cudaError_t error, const char
 {
 	(void)cudaGetLastError(); /* a launch error must not surface in somebody else's call */
 	return fmla_fail(ctx, FMLA_ERR_DEVICE, "CUDA: %s failed: %s (%s)", what, cudaGetErrorName(error),
-					 cudaGetErrorString(error));
+	                 cudaGetErrorString(error));
 }
 
-#define TRY_CUDA(ctx, call)                              \
-	do {                                                 \
-		cudaError_t error_ = (call);                     \
-		if (error_ != cudaSuccess)                       \
-			return fail_cuda((ctx), error_, #call);      \
+#define TRY_CUDA(ctx, call)                         \
+	do {                                            \
+		cudaError_t error_ = (call);                \
+		if (error_ != cudaSuccess)                  \
+			return fail_cuda((ctx), error_, #call); \
 	} while (0)
 
 /* ---- devices ---------------------------------------------------------------------------------------------------- */
@@ -72,7 +72,7 @@ static void find_devices(struct cuda_state *st)
 	void *entry = NULL;
 	enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 	if (count > 0 && cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-													  &found) == cudaSuccess)
+	                                                  &found) == cudaSuccess)
 		memcpy(&st->encode, &entry, sizeof(entry));
 	st->devices = count > MAX_DEVICES ? MAX_DEVICES : count;
 	for (int i = 0; i < st->devices; i++) {
@@ -100,9 +100,8 @@ static fmla_status cuda_probe(struct fmla_ctx *ctx, struct fmla_backend_info *in
 	info->device_name = text->device_name;
 	info->num_workers = st->device[0].sms;
 	if (st->device[0].major != 9) {
-		snprintf(text->reason, sizeof(text->reason),
-				 "built for Hopper (sm_90a); device 0 has compute capability %d.%d", st->device[0].major,
-				 st->device[0].minor);
+		snprintf(text->reason, sizeof(text->reason), "built for Hopper (sm_90a); device 0 has compute capability %d.%d",
+		         st->device[0].major, st->device[0].minor);
 		info->reason = text->reason;
 		return FMLA_OK;
 	}
@@ -120,11 +119,11 @@ static fmla_status cuda_check(struct fmla_ctx *ctx, const struct problem *p)
 		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend cuda: no CUDA device or driver");
 	if (id < 0 || id >= st->devices)
 		return fmla_fail(ctx, FMLA_ERR_ARGUMENT, "the tensors are on CUDA device %d, this machine has %d", id,
-						 st->devices);
+		                 st->devices);
 	if (st->device[id].major != 9)
 		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED,
-						 "backend cuda: built for Hopper (sm_90a), device %d has compute capability %d.%d", id,
-						 st->device[id].major, st->device[id].minor);
+		                 "backend cuda: built for Hopper (sm_90a), device %d has compute capability %d.%d", id,
+		                 st->device[id].major, st->device[id].minor);
 	if (p && p->b > 65536)
 		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend cuda: b is %lld, the limit is 65536", (long long)p->b);
 	return FMLA_OK;
@@ -165,7 +164,7 @@ static int64_t div_up(int64_t a, int64_t b)
 
 static int tile_rows(const struct problem *p)
 {
-	return p->rows <= 8 ? 8 : p->rows <= 16 ? 16 : p->rows <= 32 ? 32 : 64;
+	return p->rows <= 8 ? 8 : p->rows <= 16 ? 16 : 32;
 }
 
 static int64_t row_tiles(const struct problem *p)
@@ -224,52 +223,53 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	while (box < BLOCK && p->page % (2 * box) == 0)
 		box *= 2;
 	return (struct decode_params){
-		.q = p->q,
-		.q_b = p->q_b,
-		.q_s = p->q_s,
-		.q_h = p->q_h,
-		.block_table = p->block_table,
-		.table_stride = p->table_stride,
-		.cache_seqlens = p->cache_seqlens,
-		.cu_seqlens_q = p->cu_seqlens_q,
-		.attn_sink = p->attn_sink,
-		.out = p->out,
-		.out_b = p->out_b,
-		.out_s = p->out_s,
-		.out_h = p->out_h,
-		.lse = p->lse,
-		.lse_b = p->lse_b,
-		.lse_h = p->lse_h,
-		.lse_s = p->lse_s,
-		.max_len = p->max_pages * p->page,
-		.b = (int32_t)p->b,
-		.s_q = (int32_t)p->s_q,
-		.h_kv = (int32_t)p->h_kv,
-		.group = (int32_t)p->group,
-		.page = (int32_t)p->page,
-		.num_pages = (int32_t)p->num_pages,
-		.slices = (int32_t)(p->d_qk / 64),
-		.row_tiles = (int32_t)row_tiles(p),
-		.tile_rows = tile_rows(p),
-		.box_tokens = box,
-		.box_slices = box == BLOCK ? 3 : 1,
-		.num_parts = (int32_t)cuda_num_parts(ctx, p),
-		.causal = p->causal,
-		.window = p->window,
-		.scale_log2 = p->scale * 1.4426950408889634f,
-		.empty_lse = p->empty_lse,
-		.q_aligned = (uintptr_t)p->q % 16 == 0 && multiple_of(8, p->q_b, p->q_s, p->q_h),
-		.out_aligned = (uintptr_t)p->out % 4 == 0 && multiple_of(2, p->out_b, p->out_s, p->out_h),
-		.evict_first = row_tiles(p) == 1,
-		.costs = {.overhead = OVERHEAD_BLOCKS,
-				  .min_blocks = 1,
-				  .max_snap = MAX_SNAP_BLOCKS,
-				  .chunk = p->batch_invariant ? CHUNK_BLOCKS : 0,
-				  .whole = WHOLE_BLOCKS},
-		.max_chunks = (int32_t)max_chunks(p),
-		.splits = (struct split *)(void *)(workspace + at.splits),
-		.partial_lse = (float *)(void *)(workspace + at.lse),
-		.partial_out = (float *)(void *)(workspace + at.out),
+	    .q = p->q,
+	    .q_b = p->q_b,
+	    .q_s = p->q_s,
+	    .q_h = p->q_h,
+	    .block_table = p->block_table,
+	    .table_stride = p->table_stride,
+	    .cache_seqlens = p->cache_seqlens,
+	    .cu_seqlens_q = p->cu_seqlens_q,
+	    .attn_sink = p->attn_sink,
+	    .out = p->out,
+	    .out_b = p->out_b,
+	    .out_s = p->out_s,
+	    .out_h = p->out_h,
+	    .lse = p->lse,
+	    .lse_b = p->lse_b,
+	    .lse_h = p->lse_h,
+	    .lse_s = p->lse_s,
+	    .max_len = p->max_pages * p->page,
+	    .b = (int32_t)p->b,
+	    .s_q = (int32_t)p->s_q,
+	    .h_kv = (int32_t)p->h_kv,
+	    .group = (int32_t)p->group,
+	    .page = (int32_t)p->page,
+	    .num_pages = (int32_t)p->num_pages,
+	    .slices = (int32_t)(p->d_qk / 64),
+	    .row_tiles = (int32_t)row_tiles(p),
+	    .tile_rows = tile_rows(p),
+	    .box_tokens = box,
+	    .box_slices = box == BLOCK ? 3 : 1,
+	    .num_parts = (int32_t)cuda_num_parts(ctx, p),
+	    .causal = p->causal,
+	    .window = p->window,
+	    .scale_log2 = p->scale * 1.4426950408889634f,
+	    .empty_lse = p->empty_lse,
+	    .q_aligned = (uintptr_t)p->q % 16 == 0 && multiple_of(8, p->q_b, p->q_s, p->q_h),
+	    .out_aligned = (uintptr_t)p->out % 4 == 0 && multiple_of(2, p->out_b, p->out_s, p->out_h),
+	    .evict_first = row_tiles(p) == 1,
+	    .small = div_up(p->max_pages * p->page, BLOCK) * p->b < INT32_MAX / 2,
+	    .costs = {.overhead = OVERHEAD_BLOCKS,
+	              .min_blocks = 1,
+	              .max_snap = MAX_SNAP_BLOCKS,
+	              .chunk = p->batch_invariant ? CHUNK_BLOCKS : 0,
+	              .whole = WHOLE_BLOCKS},
+	    .max_chunks = (int32_t)max_chunks(p),
+	    .splits = (struct split *)(void *)(workspace + at.splits),
+	    .partial_lse = (float *)(void *)(workspace + at.lse),
+	    .partial_out = (float *)(void *)(workspace + at.out),
 	};
 }
 
@@ -297,24 +297,25 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 	const cuuint64_t head = p->h_kv > 1 ? 2 * (cuuint64_t)p->kv_head : token;
 	const cuuint64_t page = p->num_pages > 1 ? 2 * (cuuint64_t)p->kv_page : token;
 	const cuuint64_t dims[5] = {64, (cuuint64_t)p->page, (cuuint64_t)d->slices, (cuuint64_t)p->h_kv,
-								(cuuint64_t)p->num_pages};
+	                            (cuuint64_t)p->num_pages};
 	const cuuint64_t strides[4] = {token, 128, head, page};
 	const cuuint32_t box[5] = {64, (cuuint32_t)d->box_tokens, (cuuint32_t)d->box_slices, 1, 1};
 	const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
 	CUtensorMap map;
 	st->key.kv = NULL;
 	const CUresult r =
-		st->encode ? st->encode(&map, key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-								5, (void *)(uintptr_t)p->kv, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-								CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-								CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-				   : CUDA_ERROR_NOT_FOUND;
+	    st->encode ? st->encode(&map, key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
+	                            (void *)(uintptr_t)p->kv, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+	                            CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+	                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+	               : CUDA_ERROR_NOT_FOUND;
 	if (r != CUDA_SUCCESS)
-		return fmla_fail(ctx, FMLA_ERR_DEVICE,
-						 "CUDA: cuTensorMapEncodeTiled failed with %d for kv_cache of %lld pages of %lld tokens, strides "
-						 "%lld, %lld, %lld",
-						 (int)r, (long long)p->num_pages, (long long)p->page, (long long)p->kv_page,
-						 (long long)p->kv_token, (long long)p->kv_head);
+		return fmla_fail(
+		    ctx, FMLA_ERR_DEVICE,
+		    "CUDA: cuTensorMapEncodeTiled failed with %d for kv_cache of %lld pages of %lld tokens, strides "
+		    "%lld, %lld, %lld",
+		    (int)r, (long long)p->num_pages, (long long)p->page, (long long)p->kv_page, (long long)p->kv_token,
+		    (long long)p->kv_head);
 	st->key = key;
 	memcpy(st->map, &map, sizeof(map));
 	return FMLA_OK;
@@ -365,12 +366,12 @@ static fmla_status launch_append(struct fmla_ctx *ctx, const struct append_probl
 }
 
 /* Runs a stage with the tensors' device current. */
-#define ON_DEVICE(name, type, stage)                                             \
-	static fmla_status name(struct fmla_ctx *ctx, const struct type *p)          \
-	{                                                                            \
-		int previous;                                                            \
-		TRY(enter_device(ctx, p->device.id, &previous));                         \
-		return leave_device(ctx, p->device.id, previous, stage(ctx, p));         \
+#define ON_DEVICE(name, type, stage)                                     \
+	static fmla_status name(struct fmla_ctx *ctx, const struct type *p)  \
+	{                                                                    \
+		int previous;                                                    \
+		TRY(enter_device(ctx, p->device.id, &previous));                 \
+		return leave_device(ctx, p->device.id, previous, stage(ctx, p)); \
 	}
 
 ON_DEVICE(cuda_plan, problem, launch_plan)
@@ -380,15 +381,15 @@ ON_DEVICE(cuda_merge, merge_problem, launch_merge)
 ON_DEVICE(cuda_append, append_problem, launch_append)
 
 const struct fmla_backend fmla_backend_cuda = {
-	.name = "cuda",
-	.device_type = FMLA_DEVICE_CUDA,
-	.probe = cuda_probe,
-	.check = cuda_check,
-	.num_parts = cuda_num_parts,
-	.workspace_size = cuda_workspace_size,
-	.plan = cuda_plan,
-	.decode = cuda_decode,
-	.combine = cuda_combine,
-	.merge = cuda_merge,
-	.kv_append = cuda_append,
+    .name = "cuda",
+    .device_type = FMLA_DEVICE_CUDA,
+    .probe = cuda_probe,
+    .check = cuda_check,
+    .num_parts = cuda_num_parts,
+    .workspace_size = cuda_workspace_size,
+    .plan = cuda_plan,
+    .decode = cuda_decode,
+    .combine = cuda_combine,
+    .merge = cuda_merge,
+    .kv_append = cuda_append,
 };

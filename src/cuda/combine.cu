@@ -5,8 +5,8 @@
  *
  * What      one CTA merges 128 columns of one row at a time; its four warps take every fourth piece each, with eight
  *           16-byte loads a lane in flight, and add up through shared memory in a fixed order (deterministic)
- * Why       the partials of a small batch lie in L2; merging them is pure latency, so the work is spread as wide as it goes
- * Overlap   started early by programmatic dependent launch; CTAs without work leave at once */
+ * Why       the partials of a small batch lie in L2; merging them is pure latency, so the work is spread as wide as it
+ * goes Overlap   started early by programmatic dependent launch; CTAs without work leave at once */
 #include "launch.cuh"
 #include "tile.cuh"
 #include "value.cuh"
@@ -19,11 +19,31 @@ enum {
 	DEPTH = 16                            /* loads in flight a lane            */
 };
 
-DEV int64_t piece_slot(const struct decode_params &p, const struct split &u, int j)
+/* Where the pieces of one row of a split request are: row `first` of the partials for piece 0, next + j * step for
+ * piece j > 0 (slots: kernels.h). */
+struct row_pieces {
+	uint32_t first, next, step;
+};
+
+DEV struct row_pieces row_pieces(const struct decode_params &p, const struct split &u, int tile, int tile_row)
 {
-	if (p.costs.chunk > 0)
-		return (int64_t)u.req * p.max_chunks + u.first_part + j; /* first_part: the first visible chunk */
-	return j == 0 ? 2 * (int64_t)u.first_part + 1 : 2 * (int64_t)(u.first_part + j);
+	const uint32_t rows = p.h_kv * p.row_tiles * p.tile_rows; /* of a slot */
+	const uint32_t row = tile * p.tile_rows + tile_row;
+	struct row_pieces at;
+	if (p.costs.chunk > 0) { /* first_part: the first visible chunk */
+		at.first = at.next = (u.req * p.max_chunks + u.first_part) * rows + row;
+		at.step = rows;
+	} else {
+		at.first = (2 * u.first_part + 1) * rows + row;
+		at.next = 2 * u.first_part * rows + row;
+		at.step = 2 * rows;
+	}
+	return at;
+}
+
+DEV uint32_t piece_row(const struct row_pieces &at, int j)
+{
+	return j == 0 ? at.first : at.next + j * at.step;
 }
 
 /* Batch-invariant mode: every request of several chunks. */
@@ -35,12 +55,11 @@ DEV struct split split_of_request(const struct decode_params &p, int req)
 }
 
 /* log2 sum_j 2^lse_j over the pieces of one row, by a warp; NaN if a piece is, -inf if all are empty. */
-DEV float merge_lse(const struct decode_params &p, const struct split &u, int tile, int tile_row)
+DEV float merge_lse(const struct decode_params &p, const struct row_pieces &at, int pieces)
 {
-	const int tiles = p.h_kv * p.row_tiles;
 	float top = -INFINITY, sum = 0;
-	for (int j = threadIdx.x & 31; j < u.pieces; j += 32) {
-		const float lse = p.partial_lse[(piece_slot(p, u, j) * tiles + tile) * p.tile_rows + tile_row];
+	for (int j = threadIdx.x & 31; j < pieces; j += 32) {
+		const float lse = p.partial_lse[piece_row(at, j)];
 		if (lse > top || lse != lse) {
 			sum = sum * exp2f(top - lse) + 1.0f;
 			top = lse;
@@ -59,29 +78,26 @@ DEV float merge_lse(const struct decode_params &p, const struct split &u, int ti
 }
 
 /* 128 columns of a row: the sum over pieces first, first + step, ... of weight times partial. */
-DEV float4 merge_columns(const struct decode_params &p, const struct split &u, int tile, int tile_row, int column,
-						 int first, int step, float lse)
+DEV float4 merge_columns(const struct decode_params &p, const struct row_pieces &at, int pieces, int column, int first,
+                         int step, float lse)
 {
-	const int tiles = p.h_kv * p.row_tiles;
 	const float *const from = p.partial_out + column + 4 * (threadIdx.x & 31);
 	float4 acc = make_float4(0, 0, 0, 0);
-	for (int j0 = first; j0 < u.pieces; j0 += step * DEPTH) {
+#pragma unroll 1
+	for (int j0 = first; j0 < pieces; j0 += step * DEPTH) {
 		float4 v[DEPTH];
 		float w[DEPTH];
 #pragma unroll
 		for (int i = 0; i < DEPTH; i++) {
 			const int j = j0 + step * i;
-			w[i] = -INFINITY;
-			v[i] = make_float4(0, 0, 0, 0);
-			if (j < u.pieces) {
-				const int64_t row = (piece_slot(p, u, j) * tiles + tile) * p.tile_rows + tile_row;
-				w[i] = p.partial_lse[row];
-				v[i] = *(const float4 *)(from + row * D_V);
-			}
+			const uint32_t row = piece_row(at, j < pieces ? j : pieces - 1); /* past the end: any row, weight 0 */
+			const float piece_lse = p.partial_lse[row];
+			v[i] = *(const float4 *)(from + (int64_t)row * D_V);
+			w[i] = j < pieces ? piece_lse : -INFINITY;
 		}
 #pragma unroll
 		for (int i = 0; i < DEPTH; i++) {
-			const float weight = w[i] == -INFINITY ? 0.0f : exp2f(w[i] - lse);
+			const float weight = w[i] == -INFINITY ? 0.0f : exp2_approx(w[i] - lse); /* all empty: lse is -inf too */
 			acc.x += weight * v[i].x;
 			acc.y += weight * v[i].y;
 			acc.z += weight * v[i].z;
@@ -92,7 +108,7 @@ DEV float4 merge_columns(const struct decode_params &p, const struct split &u, i
 }
 
 DEV void write_columns(const struct decode_params &p, const struct split &u, int tile, int tile_row, int column,
-					   float4 acc, float lse, int fp16)
+                       float4 acc, float lse, int fp16)
 {
 	struct piece piece = {};
 	piece.req = u.req;
@@ -113,19 +129,22 @@ DEV void merge_few(const struct decode_params &p, const struct split &u, int ite
 	const int row = item * ROWS_AT_ONCE + warp / COLUMN_CHUNKS, tile = row / p.tile_rows, tile_row = row % p.tile_rows;
 	if (tile % p.row_tiles * p.tile_rows + tile_row >= rows)
 		return;
-	const float lse = merge_lse(p, u, tile, tile_row);
-	write_columns(p, u, tile, tile_row, column, merge_columns(p, u, tile, tile_row, column, 0, 1, lse), lse, fp16);
+	const struct row_pieces at = row_pieces(p, u, tile, tile_row);
+	const float lse = merge_lse(p, at, u.pieces);
+	write_columns(p, u, tile, tile_row, column, merge_columns(p, at, u.pieces, column, 0, 1, lse), lse, fp16);
 }
 
 /* Many pieces: the warps share 128 columns of one row.  item counts rows times column chunks. */
-DEV void merge_many(const struct decode_params &p, const struct split &u, int item, int rows, int fp16, float4 *exchange)
+DEV void merge_many(const struct decode_params &p, const struct split &u, int item, int rows, int fp16,
+                    float4 *exchange)
 {
 	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, column = item % COLUMN_CHUNKS * COLUMNS;
 	const int row = item / COLUMN_CHUNKS, tile = row / p.tile_rows, tile_row = row % p.tile_rows;
 	if (tile % p.row_tiles * p.tile_rows + tile_row >= rows)
 		return;
-	const float lse = merge_lse(p, u, tile, tile_row);
-	float4 acc = merge_columns(p, u, tile, tile_row, column, warp, WARPS, lse);
+	const struct row_pieces at = row_pieces(p, u, tile, tile_row);
+	const float lse = merge_lse(p, at, u.pieces);
+	float4 acc = merge_columns(p, at, u.pieces, column, warp, WARPS, lse);
 	exchange[threadIdx.x] = acc;
 	__syncthreads();
 	if (warp == 0) {
@@ -139,7 +158,7 @@ DEV void merge_many(const struct decode_params &p, const struct split &u, int it
 }
 
 extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
-	fmla_combine(const __grid_constant__ struct decode_params p, int fp16)
+    fmla_combine(const __grid_constant__ struct decode_params p, int fp16)
 {
 	__shared__ float4 exchange[COMBINE_THREADS];
 	__shared__ struct split list[COMBINE_THREADS];
@@ -193,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
 extern "C" cudaError_t fmla_prepare_combine(void)
 {
 	return cudaFuncSetAttribute((const void *)fmla_combine, cudaFuncAttributePreferredSharedMemoryCarveout,
-								cudaSharedmemCarveoutMaxShared);
+	                            cudaSharedmemCarveoutMaxShared);
 }
 
 extern "C" cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream)

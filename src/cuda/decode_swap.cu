@@ -50,8 +50,8 @@
 
 typedef void (*kernel)(const struct decode_params, const CUtensorMap);
 static const kernel kernels[2][3] = {
-	{fmla_decode_swap8_bf16, fmla_decode_swap16_bf16, fmla_decode_swap32_bf16},
-	{fmla_decode_swap8_fp16, fmla_decode_swap16_fp16, fmla_decode_swap32_fp16},
+    {fmla_decode_swap8_bf16, fmla_decode_swap16_bf16, fmla_decode_swap32_bf16},
+    {fmla_decode_swap8_fp16, fmla_decode_swap16_fp16, fmla_decode_swap32_fp16},
 };
 
 static int smem_bytes(int rows)
@@ -64,7 +64,7 @@ extern "C" cudaError_t fmla_prepare_decode_swap(void)
 {
 	for (int i = 0; i < 6; i++) {
 		const cudaError_t error = cudaFuncSetAttribute(
-			(const void *)kernels[i / 3][i % 3], cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes(8 << i % 3));
+		    (const void *)kernels[i / 3][i % 3], cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes(8 << i % 3));
 		if (error != cudaSuccess)
 			return error;
 	}
@@ -72,7 +72,7 @@ extern "C" cudaError_t fmla_prepare_decode_swap(void)
 }
 
 extern "C" cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
-											   cudaStream_t stream)
+                                               cudaStream_t stream)
 {
 	const kernel k = kernels[fp16][p->tile_rows == 8 ? 0 : p->tile_rows == 16 ? 1 : 2];
 	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);

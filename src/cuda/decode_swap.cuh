@@ -22,6 +22,8 @@
 
 /* Column c of a thread, 0 <= c < COLS, is query row 8 (c / 2) + 2 (lane % 4) + c % 2; registers 4 (c / 2) + c % 2, + 2.
  */
+/* What turns the K descriptor of a tile into that of V (MN-major): the stride between slices. */
+#define V_DESC     ((uint64_t)(SLICE_BYTES >> 4) - 1 << 16)
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
 
@@ -31,7 +33,8 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2];
 	__shared__ struct schedule schedule;
-	__shared__ float exchange[4][ROWS];
+	__shared__ float exchange[4][ROWS], row_max[ROWS], row_norm[ROWS];
+	__shared__ void *row_ptr[ROWS];
 	__shared__ int bad_tile[2];
 	uint8_t *const kv_tile = smem, *const q_tile = smem + 2 * TILE_BYTES, *const p_tile = q_tile + 2 * Q_BYTES;
 
@@ -50,18 +53,20 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 		}
 		mbar_init_fence();
 	}
+	__syncthreads();
 	grid_wait();
-	find_part(p, part, schedule);
+	struct part_borders borders = find_part(p, part, schedule);
 	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
-		p.splits[part] = schedule.split; /* for combine */
+		p.splits[part] = borders.split; /* for combine */
 
-	struct walk walk = walk_begin(p, part, schedule.border);
+	struct walk walk = walk_begin(p, part, borders);
 	struct piece piece;
 	int tiles = 0, pieces = 0; /* counters of the two rings: slot = n & 1, parity from n >> 1 */
 
 	if (warp == 4) { /* ---- KV producer ---- */
 		const uint64_t policy = p.evict_first ? l2_evict_first() : l2_evict_normal();
 		while (walk_next(p, walk, row_tile, piece)) {
+#pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
 				const int slot = tiles & 1;
 				mbar_wait(smem_addr(&bar_empty[slot]), (tiles >> 1 & 1) ^ 1);
@@ -76,14 +81,14 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				continue;
 			const int slot = pieces & 1;
 			mbar_wait(smem_addr(&bar_q_empty[slot]), (pieces >> 1 & 1) ^ 1);
-			load_q(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, threadIdx.x - 160, 96);
+			load_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, threadIdx.x - 160);
 			fence_async_proxy();
 			mbar_arrive(smem_addr(&bar_q_full[slot]));
 			pieces++;
 		}
 	} else { /* ---- consumers ---- */
 		/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
-		const uint32_t rope_offset = p.slices == QK_SLICES ? V_SLICES * SLICE_BYTES : 0;
+		const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
 		while (walk_next(p, walk, row_tile, piece)) {
 			float o[V_SLICES][ACC], m[COLS], l[COLS];
 			bool poisoned = false;
@@ -97,18 +102,18 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				m[c] = -FLT_MAX;
 				l[c] = 0;
 			}
-			/* Keys in [all_lo, all_hi) are seen by every row, keys outside of [any_lo, len) by none. */
-			const int all_hi = visible(p, piece, 0).hi, any_lo = visible(p, piece, 0).lo;
-			const int all_lo = visible(p, piece, piece.tokens - 1).lo;
-			const uint32_t q_addr = smem_addr(q_tile + (pieces & 1) * Q_BYTES);
+			const struct bounds see = piece_bounds(p, piece);
+			const uint64_t q_desc = uniform(desc_k_major(smem_addr(q_tile + (pieces & 1) * Q_BYTES)));
 			if (piece.begin < piece.end)
 				mbar_wait(smem_addr(&bar_q_full[pieces & 1]), pieces >> 1 & 1);
 
+#pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
 				const int slot = tiles & 1, parity = tiles >> 1 & 1, first = block * BLOCK;
 				uint8_t *const tile = kv_tile + slot * TILE_BYTES;
-				const uint32_t k_addr = smem_addr(tile);
 				const uint32_t p_addr = smem_addr(p_tile + slot * P_BYTES);
+				const uint64_t k_desc = uniform(desc_k_major(smem_addr(tile)));
+				const uint64_t p_desc = uniform(desc_k_major(p_addr));
 				float s[ACC];
 
 				/* 1. S^T = K Q^T, group by group as it lands. */
@@ -119,11 +124,11 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 #pragma unroll
 					for (int i = 0; i < GROUP_SLICES; i++) {
 						const int slice = g * GROUP_SLICES + i;
-						const uint32_t k_slice = k_addr + (slice == V_SLICES ? rope_offset : slice * SLICE_BYTES);
 #pragma unroll
 						for (int k = 0; k < 4; k++)
-							WGMMA(MMA, s, desc_k_major(k_slice + 32 * k),
-							      desc_k_major(q_addr + slice * ROWS * 128 + 32 * k), (slice | k) != 0, 0, 0);
+							WGMMA(MMA, s,
+							      k_desc + (slice == V_SLICES ? rope : DESC(slice * SLICE_BYTES)) + DESC(32 * k),
+							      q_desc + DESC(slice * ROWS * 128 + 32 * k), (slice | k) != 0, 0, 0);
 					}
 				}
 				wgmma_commit();
@@ -137,30 +142,29 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 #pragma unroll
 				for (int i = 0; i < ACC; i++)
 					x[i] = s[i] * p.scale_log2;
-				if (first < all_lo || first + BLOCK > all_hi) {
+				if (first < see.all_lo || first + BLOCK > see.all_hi) {
 					const int t = first + 16 * warp + (lane >> 2);
 #pragma unroll
 					for (int c = 0; c < COLS; c++) {
-						const struct span see = visible(p, piece, (row_tile * ROWS + COL_ROW(c)) / p.group);
-						if (t < see.lo || t >= see.hi)
+						const struct span row = visible(p, piece, (row_tile * ROWS + COL_ROW(c)) / p.group);
+						if (t < row.lo || t >= row.hi)
 							x[COL_REG(c)] = -INFINITY;
-						if (t + 8 < see.lo || t + 8 >= see.hi)
+						if (t + 8 < row.lo || t + 8 >= row.hi)
 							x[COL_REG(c) + 2] = -INFINITY;
 					}
+					if (first < see.any_lo || first + BLOCK > piece.len)
+						zero_rows(tile, see.any_lo - first, piece.len - first, threadIdx.x, 128);
 				}
-				if (first < any_lo || first + BLOCK > piece.len)
-					zero_rows(tile, any_lo - first, piece.len - first, threadIdx.x, 128);
 
 				/* 3. P against the reference maximum, stored as [row][token] for V^T P^T. */
 				bool grew = false;
-#pragma unroll
-				for (int c = 0; c < COLS; c++)
-					grew |= fmaxf(x[COL_REG(c)], x[COL_REG(c) + 2]) > m[c] + 8.0f;
-				float e[ACC];
+				float e[ACC], sum[COLS];
 #pragma unroll
 				for (int c = 0; c < COLS; c++) {
+					grew |= fmaxf(x[COL_REG(c)], x[COL_REG(c) + 2]) > m[c] + 8.0f;
 					e[COL_REG(c)] = exp2_approx(x[COL_REG(c)] - m[c]);
 					e[COL_REG(c) + 2] = exp2_approx(x[COL_REG(c) + 2] - m[c]);
+					sum[c] = e[COL_REG(c)] + e[COL_REG(c) + 2];
 				}
 #pragma unroll
 				for (int j = 0; j < JS; j++)
@@ -179,26 +183,23 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 							exchange[warp][COL_ROW(c)] = top;
 					}
 					named_barrier(1, 128);
-					float factor[COLS];
 #pragma unroll
 					for (int c = 0; c < COLS; c++) {
 						const int row = COL_ROW(c);
-						const float top =
-						    fmaxf(fmaxf(exchange[0][row], exchange[1][row]), fmaxf(exchange[2][row], exchange[3][row]));
-						const float raised = fmaxf(m[c], top);
-						factor[c] = exp2_approx(m[c] - raised);
+						const float raised = fmaxf(m[c], fmaxf(fmaxf(exchange[0][row], exchange[1][row]),
+						                                       fmaxf(exchange[2][row], exchange[3][row])));
+						const float factor = exp2_approx(m[c] - raised);
 						m[c] = raised;
-						l[c] *= factor[c];
+						l[c] *= factor;
 						e[COL_REG(c)] = exp2_approx(x[COL_REG(c)] - raised);
 						e[COL_REG(c) + 2] = exp2_approx(x[COL_REG(c) + 2] - raised);
-					}
+						sum[c] = e[COL_REG(c)] + e[COL_REG(c) + 2];
 #pragma unroll
-					for (int v = 0; v < V_SLICES; v++)
-#pragma unroll
-						for (int c = 0; c < COLS; c++) {
-							o[v][COL_REG(c)] *= factor[c];
-							o[v][COL_REG(c) + 2] *= factor[c];
+						for (int v = 0; v < V_SLICES; v++) {
+							o[v][COL_REG(c)] *= factor;
+							o[v][COL_REG(c) + 2] *= factor;
 						}
+					}
 #pragma unroll
 					for (int j = 0; j < JS; j++)
 						store_matrix_x2_trans(p_addr + swizzled(8 * j + (lane & 7), 2 * warp + (lane >> 3 & 1)),
@@ -206,9 +207,6 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 					fence_async_proxy();
 					named_barrier(1, 128);
 				}
-#pragma unroll
-				for (int c = 0; c < COLS; c++)
-					l[c] += e[COL_REG(c)] + e[COL_REG(c) + 2];
 
 				/* 4. O^T += V^T P^T, 64 dims of V at a time. */
 				wgmma_fence();
@@ -216,9 +214,12 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				for (int k = 0; k < 4; k++)
 #pragma unroll
 					for (int v = 0; v < V_SLICES; v++)
-						WGMMA(MMA, o[v], desc_mn_major(k_addr + v * SLICE_BYTES + 2048 * k, SLICE_BYTES),
-						      desc_k_major(p_addr + 32 * k), 1, 1, 0);
+						WGMMA(MMA, o[v], k_desc + V_DESC + DESC(v * SLICE_BYTES + 2048 * k), p_desc + DESC(32 * k), 1,
+						      1, 0);
 				wgmma_commit();
+#pragma unroll
+				for (int c = 0; c < COLS; c++)
+					l[c] += sum[c];
 				WGMMA_WAIT(0);
 				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_empty[slot]));
@@ -226,67 +227,61 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 			if (piece.begin < piece.end)
 				pieces++;
 
-				/* 5. The piece's result: normalised rows to out or to the partial slot. */
+				/* 5. The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
 #pragma unroll
 			for (int c = 0; c < COLS; c++) {
 				l[c] += __shfl_xor_sync(0xffffffff, l[c], 4);
 				l[c] += __shfl_xor_sync(0xffffffff, l[c], 8);
 				l[c] += __shfl_xor_sync(0xffffffff, l[c], 16);
-				if (lane < 4)
+				if (lane < 4) {
 					exchange[warp][COL_ROW(c)] = l[c];
+					row_max[COL_ROW(c)] = m[c]; /* the same in all warps */
+				}
 			}
 			named_barrier(1, 128);
-			const int rows = piece.tokens * p.group - row_tile * ROWS;
-			float norm[COLS];
+			if (threadIdx.x < ROWS)
+				settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
+				           exchange[0][threadIdx.x] + exchange[1][threadIdx.x] + exchange[2][threadIdx.x] +
+				               exchange[3][threadIdx.x],
+				           poisoned, &row_norm[threadIdx.x], &row_ptr[threadIdx.x]);
+			named_barrier(1, 128);
+			if (piece.slot >= 0) {
 #pragma unroll
-			for (int c = 0; c < COLS; c++) {
-				const int row = COL_ROW(c);
-				const float sum = exchange[0][row] + exchange[1][row] + exchange[2][row] + exchange[3][row];
-				const float lse2 = poisoned ? NAN : sum == 0 ? -INFINITY : m[c] + log2f(sum);
-				norm[c] = poisoned ? NAN : sum == 0 ? 0.0f : 1.0f / sum;
-				if (row < rows && piece.slot < 0) {
-					const struct row_target t = row_target(p, piece, kv_head, row_tile * ROWS + row);
-					norm[c] *= sink_factor(p, t.head, lse2);
-					if (t.lse && warp == 0 && lane < 4)
-						*t.lse = natural_lse(p, lse2);
-				} else if (row < rows && warp == 0 && lane < 4) {
-					p.partial_lse[((int64_t)piece.slot * p.h_kv * p.row_tiles + kv_head * p.row_tiles + row_tile) *
-					                  ROWS +
-					              row] = lse2;
-				}
-			}
-			named_barrier(1, 128); /* exchange may be written again */
-			if (piece.slot < 0) {
-#pragma unroll
-				for (int j = 0; j < JS; j++) { /* 8 dims x 8 rows at a time, transposed within the warp */
-					const int row = 8 * j + (lane >> 2);
-					uint16_t *out = NULL;
-					if (row < rows)
-						out = row_target(p, piece, kv_head, row_tile * ROWS + row).out + 16 * warp + 2 * (lane & 3);
-#pragma unroll
-					for (int v = 0; v < V_SLICES; v++)
-#pragma unroll
-						for (int h = 0; h < 2; h++) {
-							const uint32_t two = transpose_8x8(
-							    PACK(o[v][4 * j + 2 * h] * norm[2 * j], o[v][4 * j + 2 * h + 1] * norm[2 * j + 1]));
-							if (out)
-								store_two(p, out + 64 * v + 8 * h, two);
-						}
-				}
-			} else {
-				float *out =
-				    p.partial_out +
-				    ((int64_t)piece.slot * p.h_kv * p.row_tiles + kv_head * p.row_tiles + row_tile) * ROWS * D_V;
-#pragma unroll
-				for (int c = 0; c < COLS; c++)
-					if (COL_ROW(c) < rows) {
-						float *row = out + COL_ROW(c) * D_V + 16 * warp + (lane >> 2);
+				for (int c = 0; c < COLS; c++) {
+					float *const out = (float *)row_ptr[COL_ROW(c)];
+					const float norm = row_norm[COL_ROW(c)];
+					if (out) {
+						float *const at = out + 16 * warp + (lane >> 2);
 #pragma unroll
 						for (int v = 0; v < V_SLICES; v++) {
-							row[64 * v] = o[v][COL_REG(c)] * norm[c];
-							row[64 * v + 8] = o[v][COL_REG(c) + 2] * norm[c];
+							at[64 * v] = o[v][COL_REG(c)] * norm;
+							at[64 * v + 8] = o[v][COL_REG(c) + 2] * norm;
 						}
 					}
+				}
+				continue;
+			}
+#pragma unroll
+			for (int j = 0; j < JS; j++) { /* 8 dims x 8 rows at a time, transposed within the warp */
+				uint16_t *const out = (uint16_t *)row_ptr[8 * j + (lane >> 2)];
+				uint16_t *const at = out + 16 * warp + 2 * (lane & 3);
+				const float norm0 = row_norm[COL_ROW(2 * j)], norm1 = row_norm[COL_ROW(2 * j + 1)];
+				uint32_t two[2 * V_SLICES];
+#pragma unroll
+				for (int i = 0; i < 2 * V_SLICES; i++)
+					two[i] = transpose_8x8(
+					    PACK(o[i / 2][4 * j + 2 * (i % 2)] * norm0, o[i / 2][4 * j + 2 * (i % 2) + 1] * norm1));
+				if (out && p.out_aligned) {
+#pragma unroll
+					for (int i = 0; i < 2 * V_SLICES; i++)
+						*(uint32_t *)(at + 64 * (i / 2) + 8 * (i % 2)) = two[i];
+				} else if (out) {
+#pragma unroll
+					for (int i = 0; i < 2 * V_SLICES; i++) {
+						at[64 * (i / 2) + 8 * (i % 2)] = (uint16_t)two[i];
+						at[64 * (i / 2) + 8 * (i % 2) + 1] = (uint16_t)(two[i] >> 16);
+					}
+				}
 			}
 		}
 	}
@@ -297,6 +292,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 #undef COLS
 #undef Q_BYTES
 #undef P_BYTES
+#undef V_DESC
 #undef COL_ROW
 #undef COL_REG
 #undef ROWS

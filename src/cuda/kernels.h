@@ -46,15 +46,16 @@ struct decode_params {
 	int32_t q_aligned;   /* q rows may be read 16 bytes at a time  */
 	int32_t out_aligned; /* out rows may be written 4 bytes at a time */
 	int32_t evict_first; /* no neighbour reads the same pages      */
+	int32_t small;       /* sums of blocks fit 31 bits              */
 	struct plan_costs costs;
 	int32_t max_chunks; /* batch-invariant mode: chunks of the longest request; else 0 */
 
 	/* Workspace.  A slot holds one piece of a split request: h_kv * row_tiles tiles of tile_rows rows.
 	 * Slots 2 part (a piece that continues) and 2 part + 1 (one that starts); with chunks: request * max_chunks +
 	 * chunk. */
-	float *partial_out;     /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
-	float *partial_lse;     /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
-	struct split *splits;    /* [num_parts], written by the decode kernel for combine        */
+	float *partial_out;   /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
+	float *partial_lse;   /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
+	struct split *splits; /* [num_parts], written by the decode kernel for combine        */
 };
 
 /* What the kernels ask of the card. */

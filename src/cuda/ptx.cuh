@@ -191,4 +191,13 @@ DEV uint64_t desc_mn_major(uint32_t addr, uint32_t slice)
 	       (uint64_t)1 << 62;
 }
 
+/* A byte offset in descriptor units; added to a descriptor it moves the start address. */
+#define DESC(bytes) ((uint64_t)(bytes) >> 4)
+
+/* Tells the compiler that a value is the same in all lanes, so that it stays in uniform registers. */
+DEV uint64_t uniform(uint64_t x)
+{
+	return (uint64_t)__shfl_sync(0xffffffff, (uint32_t)(x >> 32), 0) << 32 | __shfl_sync(0xffffffff, (uint32_t)x, 0);
+}
+
 #endif

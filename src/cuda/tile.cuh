@@ -29,7 +29,7 @@ DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 /* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
  * A page index out of range is not loaded; *bad_tile tells whether there was one. */
 DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
-				   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
+                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
 	const int first = block * BLOCK; /* token */
@@ -61,7 +61,7 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 		const int page0 = __shfl_sync(0xffffffff, page[0], 0), row0 = __shfl_sync(0xffffffff, row[0], 0);
 		if (lane < GROUPS && loaded)
 			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row0, lane * GROUP_SLICES,
-						kv_head, page0, policy);
+			            kv_head, page0, policy);
 		return;
 	}
 	for (int box = 0; box < boxes; box++) {
@@ -69,8 +69,8 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 		const int page_b = __shfl_sync(0xffffffff, i ? page[1] : page[0], from);
 		const int row_b = __shfl_sync(0xffffffff, i ? row[1] : row[0], from);
 		if (lane < p.slices && ((i ? good[1] : good[0]) >> from & 1))
-			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0, row_b,
-						lane, kv_head, page_b, policy);
+			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
+			            row_b, lane, kv_head, page_b, policy);
 	}
 }
 
@@ -85,42 +85,63 @@ DEV void zero_rows(uint8_t *tile, int lo, int hi, int thread, int threads)
 	}
 }
 
-/* 16 bytes of a q row, also when the row is not 16-byte aligned. */
-DEV uint4 load_q_chunk(const struct decode_params &p, const uint16_t *row, int chunk)
-{
-	if (p.q_aligned)
-		return *(const uint4 *)(row + chunk * 8);
-	uint16_t v[8];
-	for (int i = 0; i < 8; i++)
-		v[i] = row[chunk * 8 + i];
-	return make_uint4(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16, v[4] | (uint32_t)v[5] << 16,
-	                  v[6] | (uint32_t)v[7] << 16);
-}
-
 DEV int64_t first_token(const struct decode_params &p, int req)
 {
 	return p.cu_seqlens_q ? p.cu_seqlens_q[req] : 0;
 }
 
-/* Rows of tile `row_tile` of q into shared memory [slice][tile_rows][128 bytes], swizzled;  rows past the request's,
- * and a rope slice that the problem lacks, are zero.  By `threads` threads, each of which must fence_async_proxy() and
- * arrive afterwards. */
+/* Rows of tile `row_tile` of q into shared memory [slice][ROWS][128 bytes], swizzled; rows past the request's, and a
+ * rope slice that the problem lacks, are zero.  By THREADS threads, each of which must fence_async_proxy() and arrive
+ * afterwards.  A thread has one 16-byte column of the slices; all its loads are in flight before the first store. */
+template <int ROWS, int THREADS>
 DEV void load_q(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, uint8_t *dst,
-                int thread, int threads)
+                int thread)
 {
-	const int rows = piece.tokens * p.group - row_tile * p.tile_rows; /* valid ones */
-	const int chunks = QK_SLICES * 8;
-	const uint16_t *base =
-	    (const uint16_t *)p.q + (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : (int64_t)piece.req * p.q_b);
-#pragma unroll 4
-	for (int i = thread; i < p.tile_rows * chunks; i += threads) {
-		const int r = i / chunks, chunk = i - r * chunks;
-		uint4 v = make_uint4(0, 0, 0, 0);
-		if (r < rows && chunk < p.slices * 8) {
-			const int row = row_tile * p.tile_rows + r, s = row / p.group, g = row - s * p.group;
-			v = load_q_chunk(p, base + s * p.q_s + (int64_t)(kv_head * p.group + g) * p.q_h, chunk);
+	enum { STEP = THREADS / 8, PASSES = (ROWS + STEP - 1) / STEP };
+	const int rows = piece.tokens * p.group - row_tile * ROWS; /* valid ones */
+	const int column = thread & 7, row0 = thread >> 3;
+	const uint16_t *base = (const uint16_t *)p.q + kv_head * p.group * p.q_h + 8 * column +
+	                       (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : piece.req * p.q_b);
+#pragma unroll 1
+	for (int pass = 0; pass < PASSES; pass += 2) { /* two at a time: 18 loads */
+		uint4 v[2][QK_SLICES];
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			const int row = row0 + (pass + i) * STEP, global = row_tile * ROWS + row;
+			const int s = global < p.group ? 0 : global / p.group;
+			const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h;
+#pragma unroll
+			for (int slice = 0; slice < QK_SLICES; slice++)
+				v[i][slice] = make_uint4(0, 0, 0, 0);
+			if (row < rows && row < ROWS && p.q_aligned) {
+#pragma unroll
+				for (int slice = 0; slice < V_SLICES; slice++)
+					v[i][slice] = *(const uint4 *)(from + 64 * slice);
+				if (p.slices > V_SLICES)
+					v[i][V_SLICES] = *(const uint4 *)(from + 64 * V_SLICES);
+			}
 		}
-		*(uint4 *)(dst + (chunk >> 3) * p.tile_rows * 128 + swizzled(r, chunk & 7)) = v;
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			const int row = row0 + (pass + i) * STEP;
+			uint8_t *const to = dst + swizzled(row, column);
+			if (row < ROWS) {
+#pragma unroll
+				for (int slice = 0; slice < QK_SLICES; slice++)
+					*(uint4 *)(to + slice * ROWS * 128) = v[i][slice];
+			}
+		}
+	}
+	if (p.q_aligned)
+		return;
+		/* Rows that are not 16-byte aligned: value by value, over the zeros. */
+#pragma unroll 1
+	for (int row = row0; row < ROWS && row < rows; row += STEP) {
+		const int global = row_tile * ROWS + row, s = global / p.group;
+		const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h;
+#pragma unroll 1
+		for (int i = 0; i < p.slices * 8; i++)
+			((uint16_t *)(dst + (i >> 3) * ROWS * 128 + swizzled(row, column)))[i & 7] = from[(i >> 3) * 64 + (i & 7)];
 	}
 }
 
@@ -136,6 +157,18 @@ DEV struct span visible(const struct decode_params &p, const struct piece &piece
 	if (p.window > 0 && diagonal > p.window)
 		v.lo = diagonal - (int)p.window;
 	return v;
+}
+
+/* Keys in [all_lo, all_hi) are seen by every row of the piece, keys outside of [any_lo, len) by none. */
+struct bounds {
+	int all_lo, all_hi, any_lo;
+};
+
+DEV struct bounds piece_bounds(const struct decode_params &p, const struct piece &piece)
+{
+	const struct span first = visible(p, piece, 0), last = visible(p, piece, piece.tokens - 1);
+	struct bounds b = {last.lo, first.hi, first.lo};
+	return b;
 }
 
 DEV void store_two(const struct decode_params &p, uint16_t *dst, uint32_t two)
@@ -176,6 +209,32 @@ DEV struct row_target row_target(const struct decode_params &p, const struct pie
 	t.out = (uint16_t *)p.out + req * p.out_b + token * p.out_s + head * p.out_h;
 	t.lse = p.lse ? p.lse + req * p.lse_b + head * p.lse_h + token * p.lse_s : NULL;
 	return t;
+}
+
+/* Ends a row of a piece: writes its lse, to the user or to the partial slot, and says where the row goes (*ptr; NULL:
+ * not a row of the request) and by what to multiply it. */
+DEV void settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
+                    float max, float sum, bool poisoned, float *norm, void **ptr)
+{
+	const int row = row_tile * p.tile_rows + tile_row;
+	*ptr = NULL;
+	if (row >= piece.tokens * p.group)
+		return;
+	const float lse2 = poisoned ? NAN : sum == 0 ? -INFINITY : max + __log2f(sum);
+	float scale = poisoned ? NAN : sum == 0 ? 0.0f : __fdividef(1.0f, sum);
+	if (piece.slot < 0) {
+		const struct row_target t = row_target(p, piece, kv_head, row);
+		scale *= sink_factor(p, t.head, lse2);
+		if (t.lse)
+			*t.lse = natural_lse(p, lse2);
+		*ptr = t.out;
+	} else {
+		const int64_t at =
+		    ((int64_t)piece.slot * p.h_kv * p.row_tiles + kv_head * p.row_tiles + row_tile) * p.tile_rows + tile_row;
+		p.partial_lse[at] = lse2;
+		*ptr = p.partial_out + at * D_V;
+	}
+	*norm = scale;
 }
 
 #endif

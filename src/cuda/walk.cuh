@@ -22,96 +22,168 @@ DEV int64_t request_len(const struct decode_params &p, int req)
 	return len < 0 ? 0 : len < p.max_len ? len : p.max_len;
 }
 
-/* Inclusive sum over the CTA's threads; `warp_sums` is shared memory of one value a warp.  Ends with a barrier. */
-DEV int64_t block_scan(int64_t x, int64_t *warp_sums, int64_t *total)
-{
-	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-	for (int d = 1; d < 32; d <<= 1) {
-		const int64_t y = __shfl_up_sync(0xffffffff, x, d);
-		if (lane >= d)
-			x += y;
-	}
-	if (lane == 31)
-		warp_sums[warp] = x;
-	__syncthreads();
-	int64_t before = 0, all = 0;
-	for (int w = 0; w < warps; w++) {
-		before += w < warp ? warp_sums[w] : 0;
-		all += warp_sums[w];
-	}
-	__syncthreads();
-	*total = all;
-	return x + before;
-}
-
-/* Shared memory of find_part. */
-struct schedule {
-	struct border border[2]; /* of the part; border[0].req PLAN_IDLE: no work    */
-	struct split split;      /* the split request that the part starts, if any   */
-	int64_t warp_sums[32];
-	int32_t longest;
-};
-
 DEV struct blocks request_blocks(const struct decode_params &p, int req)
 {
 	return plan_blocks(request_len(p, req), request_tokens(p, req), p.window);
 }
 
-/* The axis of the live batch; called by all threads of the CTA. */
-DEV struct plan_axis live_axis(const struct decode_params &p, struct schedule &sh)
+/* What a CTA works on. */
+struct part_borders {
+	struct border begin, end; /* begin.req PLAN_IDLE: no work                      */
+	struct split split;       /* the split request that the part starts, pieces 0: none */
+};
+
+/* Shared memory of find_part. */
+struct schedule {
+	struct part_borders borders;
+	int64_t warp_sum[32];
+	int32_t warp_max[32];
+};
+
+/* Sets the borders that lie in request i, whose start on the axis is S. */
+DEV void set_borders(struct plan_axis axis, int part, int64_t begin, int64_t end, int i, int64_t S, struct blocks r,
+                     struct part_borders &b)
+{
+	const int64_t next = S + plan_cost(axis, r);
+	if (part > 0 && begin >= S && begin < next)
+		b.begin = plan_cut(axis, begin, i, S, r);
+	if (part + 1 < axis.active && end >= S && end < next) {
+		b.end = plan_cut(axis, end, i, S, r);
+		if (axis.chunk == 0 && b.end.block > 0) {
+			const struct border_range inner = plan_inner_borders(axis, S, r);
+			if (inner.first == part + 1)
+				b.split = (struct split){i, part, (int)(inner.end - inner.first) + 1};
+		}
+	}
+}
+
+/* Up to 256 requests: every warp finds the part for itself, without a barrier; a lane has eight requests. */
+DEV struct part_borders find_part_in_warp(const struct decode_params &p, int part)
+{
+	enum { EACH = 8 };
+	const int lane = threadIdx.x & 31, each = (p.b + 31) >> 5;
+	struct blocks r[EACH];
+	int mine = 0, longest = 0;
+#pragma unroll
+	for (int k = 0; k < EACH; k++) {
+		const int i = lane * each + k;
+		r[k] = (struct blocks){0, 0};
+		if (k < each && i < p.b)
+			r[k] = request_blocks(p, i);
+	}
+#pragma unroll
+	for (int k = 0; k < EACH; k++) {
+		mine += (int)(r[k].end - r[k].begin);
+		longest = max(longest, (int)(r[k].end - r[k].begin));
+	}
+	int before = mine;
+	for (int d = 1; d < 32; d <<= 1) {
+		const int left = __shfl_up_sync(0xffffffff, before, d);
+		before += lane >= d ? left : 0;
+	}
+	const int total = __shfl_sync(0xffffffff, before, 31);
+	before -= mine;
+	longest = __reduce_max_sync(0xffffffff, longest);
+	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
+	struct part_borders b = {{part < axis.active ? 0 : PLAN_IDLE, 0}, {p.b, 0}, {0, 0, 0}};
+	const int64_t begin = plan_position(axis, part), end = plan_position(axis, part + 1);
+	bool hit_begin = false, hit_end = false;
+	if (part < axis.active) {
+#pragma unroll 1
+		for (int k = 0; k < each; k++) {
+			const int i = lane * each + k;
+			if (i >= p.b)
+				break;
+			struct blocks rk = r[0];
+#pragma unroll
+			for (int n = 1; n < EACH; n++)
+				rk = n == k ? r[n] : rk;
+			const int64_t S = axis.whole ? i : before + (int64_t)i * axis.overhead, next = S + plan_cost(axis, rk);
+			set_borders(axis, part, begin, end, i, S, rk, b);
+			hit_begin |= begin >= S && begin < next;
+			hit_end |= end >= S && end < next;
+			before += (int)(rk.end - rk.begin);
+		}
+	}
+	/* The lane that holds a border tells the others; without one (first, last part) all agree already. */
+	const unsigned begins = __ballot_sync(0xffffffff, hit_begin), ends = __ballot_sync(0xffffffff, hit_end);
+	const int from = begins ? __ffs(begins) - 1 : 0, to = ends ? __ffs(ends) - 1 : 0;
+	b.begin.req = __shfl_sync(0xffffffff, (int)b.begin.req, from);
+	b.begin.block = __shfl_sync(0xffffffff, (int)b.begin.block, from);
+	b.end.req = __shfl_sync(0xffffffff, (int)b.end.req, to);
+	b.end.block = __shfl_sync(0xffffffff, (int)b.end.block, to);
+	b.split.req = __shfl_sync(0xffffffff, b.split.req, to);
+	b.split.first_part = __shfl_sync(0xffffffff, b.split.first_part, to);
+	b.split.pieces = __shfl_sync(0xffffffff, b.split.pieces, to);
+	return b;
+}
+
+/* Exclusive sum of x over the CTA's threads; *total and *top get the sum and the maximum of y over all. */
+DEV int64_t block_scan(struct schedule &sh, int64_t x, int32_t y, int64_t *total, int32_t *top)
+{
+	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+	int64_t sum = x;
+	for (int d = 1; d < 32; d <<= 1) {
+		const int64_t left = __shfl_up_sync(0xffffffff, sum, d);
+		sum += lane >= d ? left : 0;
+	}
+	y = __reduce_max_sync(0xffffffff, y);
+	if (lane == 31) {
+		sh.warp_sum[warp] = sum;
+		sh.warp_max[warp] = y;
+	}
+	__syncthreads();
+	int64_t before = 0, all = 0;
+#pragma unroll 1
+	for (int w = 0; w < warps; w++) {
+		before += w < warp ? sh.warp_sum[w] : 0;
+		all += sh.warp_sum[w];
+		y = max(y, sh.warp_max[w]);
+	}
+	__syncthreads(); /* sh may be written again */
+	*total = all;
+	*top = y;
+	return before + sum - x;
+}
+
+/* Any number of requests, by all threads of the CTA: one round for the axis, one for the borders. */
+DEV struct part_borders find_part_in_block(const struct decode_params &p, int part, struct schedule &sh)
 {
 	int64_t mine = 0, total;
-	int longest = 0;
-	if (threadIdx.x == 0)
-		sh.longest = 0;
+	int32_t longest = 0;
+#pragma unroll 1
 	for (int i = threadIdx.x; i < p.b; i += blockDim.x) {
 		const struct blocks r = request_blocks(p, i);
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
 	}
+	block_scan(sh, mine, longest, &total, &longest);
+	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
+	const bool idle = part >= axis.active;
+	if (threadIdx.x == 0)
+		sh.borders = (struct part_borders){{idle ? PLAN_IDLE : 0, 0}, {p.b, 0}, {0, 0, 0}};
 	__syncthreads();
-	longest = __reduce_max_sync(0xffffffff, longest);
-	if ((threadIdx.x & 31) == 0)
-		atomicMax(&sh.longest, longest);
-	block_scan(mine, sh.warp_sums, &total);
-	return plan_axis(total, sh.longest, p.b, p.num_parts, p.costs);
+	const int64_t begin = plan_position(axis, part), end = plan_position(axis, part + 1);
+	int64_t start = 0; /* of this round's first request on the axis */
+#pragma unroll 1
+	for (int base = 0; base < p.b && !idle && start <= end; base += blockDim.x) {
+		const int i = base + threadIdx.x;
+		const struct blocks none = {0, 0}, r = i < p.b ? request_blocks(p, i) : none;
+		int64_t sum;
+		int32_t ignored;
+		const int64_t S = start + block_scan(sh, i < p.b ? plan_cost(axis, r) : 0, 0, &sum, &ignored);
+		if (i < p.b)
+			set_borders(axis, part, begin, end, i, S, r, sh.borders);
+		start += sum;
+	}
+	__syncthreads();
+	return sh.borders;
 }
 
-/* The borders of part `part`; called by all threads of the CTA, ends with a barrier. */
-DEV void find_part(const struct decode_params &p, int part, struct schedule &sh)
+/* The part of a CTA; called by all its threads. */
+DEV struct part_borders find_part(const struct decode_params &p, int part, struct schedule &sh)
 {
-	const struct plan_axis axis = live_axis(p, sh);
-	const bool idle = part >= axis.active;
-	if (threadIdx.x == 0) {
-		sh.border[0] = (struct border){idle ? PLAN_IDLE : 0, 0};
-		sh.border[1] = (struct border){p.b, 0};
-		sh.split.pieces = 0;
-	}
-	__syncthreads();
-	if (idle)
-		return;
-	const int64_t at[2] = {plan_position(axis, part), plan_position(axis, part + 1)};
-	int64_t start = 0; /* of the first request of this round on the axis */
-	for (int base = 0; base < p.b && start <= at[1]; base += blockDim.x) {
-		const int i = base + threadIdx.x;
-		struct blocks r = {0, 0};
-		int64_t cost = 0, sum;
-		if (i < p.b) {
-			r = request_blocks(p, i);
-			cost = plan_cost(axis, r);
-		}
-		const int64_t S = start + block_scan(cost, sh.warp_sums, &sum) - cost;
-		start += sum;
-		for (int side = 0; side < 2; side++) {
-			if (at[side] < S || at[side] >= S + cost || part + side == 0 || part + side == axis.active)
-				continue;
-			sh.border[side] = plan_cut(axis, at[side], i, S, r);
-			const struct border_range inner = plan_inner_borders(axis, S, r);
-			if (side == 1 && inner.first == part + 1 && axis.chunk == 0)
-				sh.split = (struct split){i, part, (int)(inner.end - inner.first) + 1};
-		}
-	}
-	__syncthreads();
+	return p.b <= 256 && p.small ? find_part_in_warp(p, part) : find_part_in_block(p, part, sh);
 }
 
 /* A piece: consecutive blocks of one request that one CTA turns into one result. */
@@ -129,13 +201,13 @@ struct walk {
 	int32_t next_len; /* length of `req`, read ahead */
 };
 
-DEV struct walk walk_begin(const struct decode_params &p, int part, const struct border *border)
+DEV struct walk walk_begin(const struct decode_params &p, int part, const struct part_borders &b)
 {
 	struct walk w;
-	w.req = (int32_t)border[0].req;
-	w.block = (int32_t)border[0].block;
-	w.end_req = w.req == PLAN_IDLE ? 0 : (int32_t)border[1].req;
-	w.end_block = w.req == PLAN_IDLE ? 0 : (int32_t)border[1].block;
+	w.req = (int32_t)b.begin.req;
+	w.block = (int32_t)b.begin.block;
+	w.end_req = w.req == PLAN_IDLE ? 0 : (int32_t)b.end.req;
+	w.end_block = w.req == PLAN_IDLE ? 0 : (int32_t)b.end.block;
 	w.part = part;
 	w.next_len = w.req < p.b ? (int32_t)request_len(p, w.req) : 0;
 	return w;
