@@ -167,7 +167,7 @@ check:
 
 # One program each, linked with the static library and the static CUDA runtime: they run on any machine with a driver.
 GPU_CHECK_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(wildcard tests/gpu/*.c))
-$(BUILD)/check_gpu: $(GPU_CHECK_OBJ) $(SHARED_OBJ) $(LIB)
+$(BUILD)/check_gpu: $(GPU_CHECK_OBJ) $(SHARED_OBJ) $(INNER_LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu)

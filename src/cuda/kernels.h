@@ -77,7 +77,7 @@ cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const CUten
 /* combine.cu: merges the pieces of split requests. */
 cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream);
 /* plan.cu: rows [num_rows >= num_parts] (the rest idle) and splits [b + 1] of fmla_plan; of *p it reads what
- * walk.cuh's live_axis reads: b, s_q, lengths, max_len, window, num_parts, costs. */
+ * walk.cuh reads to find a part: b, s_q, lengths, max_len, window, num_parts, costs. */
 cudaError_t fmla_launch_plan(const struct decode_params *p, struct part *rows, int64_t num_rows, int32_t *splits,
                              cudaStream_t stream);
 /* merge.cu, append.cu. */

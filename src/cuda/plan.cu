@@ -28,12 +28,17 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 	const int first = min((int)threadIdx.x * run, p.b), end = min(first + run, p.b);
 
 	/* 1. The axis, and where this thread's requests begin on it. */
-	const struct plan_axis axis = live_axis(p, sh);
+	int64_t mine = 0, total, ignored;
+	int32_t longest = 0, unused;
+	for (int i = first; i < end; i++) {
+		const struct blocks r = request_blocks(p, i);
+		mine += r.end - r.begin;
+		longest = max(longest, (int)(r.end - r.begin));
+	}
+	const int64_t before = block_scan(sh, mine, longest, &total, &longest);
+	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
 	const int active = (int)axis.active;
-	int64_t start = 0, ignored;
-	for (int i = first; i < end; i++)
-		start += plan_cost(axis, request_blocks(p, i));
-	start = block_scan(start, sh.warp_sums, &ignored) - start;
+	int64_t start = axis.whole ? first : before + (int64_t)first * axis.overhead;
 
 	/* 2. The borders that lie in this thread's requests, and how many pieces those requests have. */
 	int64_t pieces = 0;
@@ -57,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		cuts[0] = (struct cut){0, 0, 0};
 		cuts[active] = (struct cut){p.b, 0, 0};
 	}
-	int64_t split = block_scan(pieces, sh.warp_sums, &ignored) - pieces; /* its barriers also publish cuts */
+	int64_t split = block_scan(sh, pieces, 0, &ignored, &unused); /* its barriers also publish cuts */
 
 	/* 3. Splits: counts become their prefix sum. */
 	for (int i = first; i < end; i++) {
