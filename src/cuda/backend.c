@@ -306,7 +306,7 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 	const CUresult r =
 	    st->encode ? st->encode(&map, key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
 	                            (void *)(uintptr_t)p->kv, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-	                            CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+	                            CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
 	                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
 	               : CUDA_ERROR_NOT_FOUND;
 	if (r != CUDA_SUCCESS)
