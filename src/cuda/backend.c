@@ -164,7 +164,7 @@ static int64_t div_up(int64_t a, int64_t b)
 
 static int tile_rows(const struct problem *p)
 {
-	return p->rows <= 8 ? 8 : p->rows <= 16 ? 16 : 32;
+	return p->rows <= 8 ? 8 : p->rows <= 16 ? 16 : p->rows <= 32 ? 32 : 64;
 }
 
 static int64_t row_tiles(const struct problem *p)
@@ -251,7 +251,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .row_tiles = (int32_t)row_tiles(p),
 	    .tile_rows = tile_rows(p),
 	    .box_tokens = box,
-	    .box_slices = box == BLOCK ? 3 : 1,
+	    .box_slices = box == BLOCK && tile_rows(p) < 64 ? 3 : 1,
 	    .num_parts = (int32_t)cuda_num_parts(ctx, p),
 	    .causal = p->causal,
 	    .window = p->window,

@@ -83,6 +83,18 @@ DEV uint64_t l2_evict_normal(void)
 	return policy;
 }
 
+/* 16 bytes from global to shared memory without registers; zeros when !valid. */
+DEV void copy_async_16(uint32_t dst, const void *src, bool valid)
+{
+	const int bytes = valid ? 16 : 0;
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+}
+
+DEV void copy_async_wait(void)
+{
+	asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /* ---- ordering ---- */
 
 /* Ordinary shared-memory writes before, tensor core or copy engine reads after. */

@@ -74,6 +74,33 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 	}
 }
 
+/* Where the tokens of a tile lie: `count` boxes of box_tokens tokens, box n described by lane n % 32, entry n / 32. */
+struct boxes {
+	int count, loaded; /* boxes with a valid page index */
+	int page[2], row[2];
+	unsigned good[2]; /* bit n: box n may be loaded */
+};
+
+DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &piece, int block)
+{
+	const int lane = threadIdx.x & 31, first = block * BLOCK, left = piece.len - first;
+	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
+	struct boxes b;
+	b.count = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) / p.box_tokens;
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const int box = lane + 32 * i, token = first + box * p.box_tokens;
+		b.page[i] = b.row[i] = 0;
+		if (box < b.count) {
+			b.page[i] = table[token / p.page];
+			b.row[i] = token % p.page;
+		}
+		b.good[i] = __ballot_sync(0xffffffff, box < b.count && (unsigned)b.page[i] < (unsigned)p.num_pages);
+	}
+	b.loaded = __popc(b.good[0]) + __popc(b.good[1]);
+	return b;
+}
+
 /* Zeroes the V rows of tokens outside [lo, hi) of the tile: 0 * NaN would be NaN.  By `threads` threads of one barrier.
  */
 DEV void zero_rows(uint8_t *tile, int lo, int hi, int thread, int threads)
@@ -143,6 +170,38 @@ DEV void load_q(const struct decode_params &p, const struct piece &piece, int kv
 		for (int i = 0; i < p.slices * 8; i++)
 			((uint16_t *)(dst + (i >> 3) * ROWS * 128 + swizzled(row, column)))[i & 7] = from[(i >> 3) * 64 + (i & 7)];
 	}
+}
+
+/* load_q for tiles too large for registers: asynchronous copies, complete on return. */
+template <int ROWS, int THREADS>
+DEV void copy_q(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, uint8_t *dst,
+                int thread)
+{
+	enum { STEP = THREADS / 8 };
+	const int rows = piece.tokens * p.group - row_tile * ROWS; /* valid ones */
+	const int column = thread & 7;
+	const uint16_t *base = (const uint16_t *)p.q + kv_head * p.group * p.q_h +
+	                       (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : piece.req * p.q_b);
+#pragma unroll 1
+	for (int row = thread >> 3; row < ROWS; row += STEP) {
+		const int global = row_tile * ROWS + row, s = global < p.group ? 0 : global / p.group;
+		const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h + 8 * column;
+		uint8_t *const to = dst + swizzled(row, column);
+		const bool valid = row < rows;
+		if (p.q_aligned) {
+			const uint32_t to_addr = smem_addr(to);
+#pragma unroll
+			for (int slice = 0; slice < QK_SLICES; slice++)
+				copy_async_16(to_addr + slice * ROWS * 128, valid ? (const void *)(from + 64 * slice) : p.q,
+				              valid && slice < p.slices);
+		} else {
+#pragma unroll 1
+			for (int i = 0; i < QK_SLICES * 8; i++)
+				((uint16_t *)(to + (i >> 3) * ROWS * 128))[i & 7] =
+				    valid && (i >> 3) < p.slices ? from[(i >> 3) * 64 + (i & 7)] : (uint16_t)0;
+		}
+	}
+	copy_async_wait();
 }
 
 /* Keys [lo, hi) that a row's query token sees. */

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * decode_seesaw.cuh - stage 3 on Hopper for tiles of 64 query rows.  Include with
+ *     KERNEL  the kernel's name     MMA  MMA_BF16|MMA_FP16     PACK  pack_bf16|pack_fp16
+ *
+ * What      one CTA walks one part, two KV tiles A and B a turn:  S = Q K^T,  P = exp2(scale S - m),  O += P V.  Each
+ * of two warpgroups keeps half of O (64 x 256); warpgroup 0 computes S of A, warpgroup 1 S of B, and the P of one goes
+ * to the other through shared memory (the "seesaw" of FlashMLA's kernel notes, 2025-04-22) Turn      warpgroup 0: S_A,
+ * P_A, O_l += P_A V_A,l | meet | O_l += P_B V_B,l warpgroup 1: S_B, P_B                   | meet | O_r += P_A V_A,r,
+ * O_r += P_B V_B,r so that one group's softmax runs under the other's products Max       both groups compute P against
+ * the reference maximum m of the turn before, at the same time, and it stays unless a score exceeds it by more than
+ * 2^8.  The meeting is a barrier with reduction: if any row grew, both groups raise m to the larger reference, rescale,
+ * and store P anew P         of a tile is stored over the rope slice of its own K, which is dead once S is there Roles
+ * warpgroups 0 and 1 consume; warp 8 requests KV; warps 9-11 copy q of the next piece Budgets   registers 224 / 224 /
+ * 56; shared memory q 73,728 + 2 tiles 147,456 B; 1 CTA per SM Bound by  tensor cores: 2176 clk per tile */
+
+#define ROWS    64
+#define Q_BYTES TILE_BYTES
+/* What turns the K descriptor of a tile into that of V (MN-major): the stride between slices. */
+#define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
+#define HALF_V DESC(V_SLICES / 2 * SLICE_BYTES)
+
+/* S = Q K^T of one tile, slices as they land.  Complete on return. */
+DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity)
+{
+#pragma unroll
+	for (int bar = LEFT; bar < BARS; bar++) {
+		mbar_wait(full + 8 * bar, parity);
+		wgmma_fence();
+#pragma unroll
+		for (int i = 0; i < (bar == ROPE ? 1 : V_SLICES / 2); i++) {
+			const int slice = bar * (V_SLICES / 2) + i;
+#pragma unroll
+			for (int k = 0; k < 4; k++)
+				WGMMA_N64_SS(MMA, s, q_desc + DESC(slice * SLICE_BYTES + 32 * k),
+				             k_desc + (slice == V_SLICES ? rope : DESC(slice * SLICE_BYTES)) + DESC(32 * k),
+				             (slice | k) != 0, 0, 0);
+		}
+	}
+	wgmma_commit();
+	WGMMA_WAIT(0);
+}
+
+/* P = exp2(s - r), as the A fragments of wgmma; sum: of this thread's share of the rows. */
+DEV void KERNEL_FN(exponentials)(const float (&s)[32], const float (&r)[2], uint32_t (&pk)[16], float (&sum)[2])
+{
+	sum[0] = sum[1] = 0;
+#pragma unroll
+	for (int i = 0; i < 16; i++) {
+		const float a = exp2_approx(s[2 * i] - r[i & 1]), b = exp2_approx(s[2 * i + 1] - r[i & 1]);
+		sum[i & 1] += a + b;
+		pk[i] = PACK(a, b);
+	}
+}
+
+/* O += P V, P in registers or in shared memory; not complete on return. */
+DEV void KERNEL_FN(pv_registers)(float (&o)[128], const uint32_t (&pk)[16], uint64_t v_desc)
+{
+#pragma unroll
+	for (int k = 0; k < 4; k++)
+		WGMMA_N256_RS(MMA, o, pk + 4 * k, v_desc + DESC(2048 * k), 1, 1);
+	wgmma_commit();
+}
+
+DEV void KERNEL_FN(pv_shared)(float (&o)[128], uint64_t p_desc, uint64_t v_desc)
+{
+#pragma unroll
+	for (int k = 0; k < 4; k++)
+		WGMMA_N256_SS(MMA, o, p_desc + DESC(32 * k), v_desc + DESC(2048 * k), 1, 0, 1);
+	wgmma_commit();
+}
+
+/* Half of a row of O, normalised, to out or to a partial; o: the registers of this row, 4 apart in pairs. */
+DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool partial, void *out, float norm, int group,
+                              const float *o)
+{
+	const int column = group * (D_V / 2) + 2 * (threadIdx.x & 3);
+	if (out && partial) {
+		float *const at = (float *)out + column;
+#pragma unroll
+		for (int i = 0; i < 32; i++)
+			*(float2 *)(at + 8 * i) = make_float2(o[4 * i] * norm, o[4 * i + 1] * norm);
+	} else if (out && p.out_aligned) {
+		uint16_t *const at = (uint16_t *)out + column;
+#pragma unroll
+		for (int i = 0; i < 32; i++)
+			*(uint32_t *)(at + 8 * i) = PACK(o[4 * i] * norm, o[4 * i + 1] * norm);
+	} else if (out) {
+		uint16_t *const at = (uint16_t *)out + column;
+#pragma unroll
+		for (int i = 0; i < 32; i++) {
+			const uint32_t two = PACK(o[4 * i] * norm, o[4 * i + 1] * norm);
+			at[8 * i] = (uint16_t)two;
+			at[8 * i + 1] = (uint16_t)(two >> 16);
+		}
+	}
+}
+
+extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
+    KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ CUtensorMap map)
+{
+	extern __shared__ __align__(1024) uint8_t smem[];
+	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty;
+	__shared__ struct schedule schedule;
+	__shared__ float reference[2][ROWS], row_sum[2][ROWS], row_norm[ROWS];
+	__shared__ void *row_ptr[ROWS];
+	__shared__ int bad_tile[2];
+	uint8_t *const q_tile = smem, *const kv_tile = smem + Q_BYTES;
+
+	const int group = threadIdx.x >> 7, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+	const int row_tile = blockIdx.x % p.row_tiles, kv_head = blockIdx.x / p.row_tiles % p.h_kv;
+	const int part = blockIdx.x / (p.row_tiles * p.h_kv);
+
+	if (threadIdx.x == 0) {
+		tma_prefetch_map(&map);
+		for (int s = 0; s < 2; s++)
+			for (int i = 0; i < BARS; i++) {
+				mbar_init(smem_addr(&bar_full[s][i]), 1);
+				mbar_init(smem_addr(&bar_empty[s][i]), 4);
+			}
+		mbar_init(smem_addr(&bar_q_full), 96);
+		mbar_init(smem_addr(&bar_q_empty), 8);
+		mbar_init_fence();
+	}
+	__syncthreads();
+	grid_wait();
+	const struct part_borders borders = find_part(p, part, schedule);
+	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
+		p.splits[part] = borders.split; /* for combine */
+
+	struct walk walk = walk_begin(p, part, borders);
+	struct piece piece;
+	int tiles = 0, pieces = 0; /* tile n lies in slot n & 1, parity from n >> 1 */
+
+	if (group == 2) {
+		SETMAXNREG_DEC(56);
+		if (warp == 8) { /* ---- KV producer ---- */
+			const uint64_t policy = p.evict_first ? l2_evict_first() : l2_evict_normal();
+			while (walk_next(p, walk, row_tile, piece)) {
+#pragma unroll 1
+				for (int block = piece.begin; block < piece.end; block++, tiles++) {
+					const int slot = tiles & 1, parity = (tiles >> 1 & 1) ^ 1;
+					const uint32_t dst = smem_addr(kv_tile + slot * TILE_BYTES);
+					const struct boxes boxes = find_boxes(p, piece, block);
+					mbar_wait(smem_addr(&bar_empty[slot][LEFT]), parity);
+					if (lane == 0) /* before the arrival on LEFT, which publishes it */
+						bad_tile[slot] = boxes.loaded != boxes.count;
+					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][LEFT]), 0, V_SLICES / 2,
+					            policy);
+					mbar_wait(smem_addr(&bar_empty[slot][RIGHT]), parity);
+					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][RIGHT]), V_SLICES / 2,
+					            V_SLICES / 2, policy);
+					mbar_wait(smem_addr(&bar_empty[slot][ROPE]), parity);
+					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][ROPE]), V_SLICES, 1, policy);
+				}
+			}
+			grid_launch_dependents();
+		} else { /* ---- q loader ---- */
+			while (walk_next(p, walk, row_tile, piece)) {
+				if (piece.begin == piece.end)
+					continue;
+				mbar_wait(smem_addr(&bar_q_empty), (pieces & 1) ^ 1);
+				copy_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile, threadIdx.x - 288);
+				fence_async_proxy();
+				mbar_arrive(smem_addr(&bar_q_full));
+				pieces++;
+			}
+		}
+		return;
+	}
+
+	/* ---- consumers ---- */
+	SETMAXNREG_INC(224);
+	const int warp_row = 16 * (warp & 3), row = warp_row + (lane >> 2); /* the thread's rows: row, row + 8 */
+	/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
+	const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
+	while (walk_next(p, walk, row_tile, piece)) {
+		float o[128], m[2] = {-FLT_MAX, -FLT_MAX}, l[2] = {0, 0};
+		bool poisoned = false;
+#pragma unroll
+		for (int i = 0; i < 128; i++)
+			o[i] = 0;
+		const struct bounds see = piece_bounds(p, piece);
+		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
+		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
+		if (begin < end)
+			mbar_wait(smem_addr(&bar_q_full), pieces & 1);
+
+#pragma unroll 1
+		for (int block = begin; block < end; block += 2) {
+			const bool has_b = block + 1 < end, last = block + 2 >= end;
+			const int slot_a = tiles & 1, slot_b = slot_a ^ 1;
+			const int parity_a = tiles >> 1 & 1, parity_b = (tiles + 1) >> 1 & 1;
+			const uint32_t addr_a = smem_addr(kv_tile + slot_a * TILE_BYTES),
+			               addr_b = smem_addr(kv_tile + slot_b * TILE_BYTES);
+			/* In the loop, so that sums of descriptors and offsets are not kept in registers across turns. */
+			const uint64_t q_desc = uniform(desc_k_major(smem_addr(q_tile)));
+			const uint64_t desc_a = uniform(desc_k_major(addr_a)), desc_b = uniform(desc_k_major(addr_b));
+			const uint64_t p_a = desc_a + DESC(V_SLICES * SLICE_BYTES), p_b = desc_b + DESC(V_SLICES * SLICE_BYTES);
+			tiles += has_b ? 2 : 1;
+			float s[32], r[2], sum[2];
+			uint32_t pk[16];
+
+			if (group == 0) {
+				uint8_t *const tile = kv_tile + slot_a * TILE_BYTES;
+				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a);
+				poisoned |= bad_tile[slot_a] != 0;
+				if (last && lane == 0)
+					mbar_arrive(smem_addr(&bar_q_empty));
+				scale_and_mask(p, piece, see, row_tile * ROWS + row, block * BLOCK, s);
+				if (block * BLOCK < see.any_lo || block * BLOCK + BLOCK > piece.len) {
+					zero_rows(tile, see.any_lo - block * BLOCK, piece.len - block * BLOCK, threadIdx.x, 128);
+					fence_async_proxy();
+				}
+				const bool grew = references(s, m, r);
+				if (__any_sync(0xffffffff, grew))
+					rescale(o, l, m, r);
+				m[0] = r[0], m[1] = r[1];
+				KERNEL_FN(exponentials)(s, r, pk, sum);
+				named_barrier(1, 128); /* all warps are done with the rope slice, and with zeroing */
+				store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
+				if ((lane & 3) == 0) {
+					reference[0][row] = r[0];
+					reference[0][row + 8] = r[1];
+				}
+				wgmma_fence();
+				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC);
+				const bool any = barrier_or(3, 256, grew);
+				WGMMA_WAIT(0);
+				if (lane == 0)
+					mbar_arrive(smem_addr(&bar_empty[slot_a][LEFT]));
+				l[0] += sum[0], l[1] += sum[1];
+				if (any) {
+					r[0] = fmaxf(m[0], reference[1][row]);
+					r[1] = fmaxf(m[1], reference[1][row + 8]);
+					rescale(o, l, m, r);
+					m[0] = r[0], m[1] = r[1];
+					KERNEL_FN(exponentials)(s, r, pk, sum);
+					store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
+					named_barrier(4, 256);
+				}
+				if (has_b) {
+					wgmma_fence();
+					KERNEL_FN(pv_shared)(o, p_b, desc_b + V_DESC);
+					WGMMA_WAIT(0);
+					if (lane == 0) {
+						mbar_arrive(smem_addr(&bar_empty[slot_b][LEFT]));
+						mbar_arrive(smem_addr(&bar_empty[slot_b][ROPE]));
+					}
+				}
+			} else {
+				uint8_t *const tile = kv_tile + slot_b * TILE_BYTES;
+				const int first = (block + 1) * BLOCK;
+				bool grew = false;
+				r[0] = m[0], r[1] = m[1];
+				sum[0] = sum[1] = 0;
+				if (has_b) {
+					KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b);
+					poisoned |= bad_tile[slot_b] != 0;
+					scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
+					if (first < see.any_lo || first + BLOCK > piece.len) {
+						zero_rows(tile, see.any_lo - first, piece.len - first, threadIdx.x - 128, 128);
+						fence_async_proxy();
+					}
+					grew = references(s, m, r);
+					KERNEL_FN(exponentials)(s, r, pk, sum);
+					named_barrier(2, 128);
+					store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
+				}
+				if (last && lane == 0)
+					mbar_arrive(smem_addr(&bar_q_empty));
+				if ((lane & 3) == 0) {
+					reference[1][row] = r[0];
+					reference[1][row + 8] = r[1];
+				}
+				if (barrier_or(3, 256, grew)) {
+					r[0] = fmaxf(r[0], reference[0][row]);
+					r[1] = fmaxf(r[1], reference[0][row + 8]);
+					rescale(o, l, m, r);
+					m[0] = r[0], m[1] = r[1];
+					if (has_b) {
+						KERNEL_FN(exponentials)(s, r, pk, sum);
+						store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
+					}
+					named_barrier(4, 256);
+				}
+				l[0] += sum[0], l[1] += sum[1];
+				if (has_b) {
+					wgmma_fence();
+					KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
+					KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
+					WGMMA_WAIT(1);
+				} else {
+					wgmma_fence();
+					KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
+					WGMMA_WAIT(0);
+				}
+				if (lane == 0) {
+					mbar_arrive(smem_addr(&bar_empty[slot_a][RIGHT]));
+					mbar_arrive(smem_addr(&bar_empty[slot_a][ROPE]));
+				}
+				WGMMA_WAIT(0);
+				if (has_b && lane == 0)
+					mbar_arrive(smem_addr(&bar_empty[slot_b][RIGHT]));
+			}
+		}
+		if (piece.begin < piece.end)
+			pieces++;
+
+			/* The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			l[h] += __shfl_xor_sync(0xffffffff, l[h], 1);
+			l[h] += __shfl_xor_sync(0xffffffff, l[h], 2);
+			if ((lane & 3) == 0) {
+				row_sum[group][row + 8 * h] = l[h];
+				if (group == 0)
+					reference[0][row + 8 * h] = m[h]; /* both groups' */
+			}
+		}
+		poisoned = barrier_or(3, 256, poisoned);
+		if (threadIdx.x < ROWS)
+			settle_row(p, piece, kv_head, row_tile, threadIdx.x, reference[0][threadIdx.x],
+			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], poisoned, &row_norm[threadIdx.x],
+			           &row_ptr[threadIdx.x]);
+		named_barrier(4, 256);
+		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row], row_norm[row], group, o);
+		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row + 8], row_norm[row + 8], group, o + 2);
+	}
+}
+
+#undef ROWS
+#undef Q_BYTES
+#undef V_DESC
+#undef HALF_V
+#undef KERNEL
+#undef KERNEL_FN
+#undef MMA
+#undef PACK

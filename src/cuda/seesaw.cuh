@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * seesaw.cuh - pieces of decode_seesaw.cuh that do not depend on the cache type.  Fragments: a thread holds rows
+ * r = 16 warp + lane / 4 and r + 8 of its warpgroup's tile; register 4 j + 2 h + i is row r + 8 h, column
+ * 8 j + 2 (lane % 4) + i (wgmma.cuh). */
+#ifndef FMLA_SEESAW_CUH
+#define FMLA_SEESAW_CUH
+
+#include "tile.cuh"
+
+/* Which of a tile's slices a barrier covers: V columns of warpgroup 0, of warpgroup 1, rope.  Each is refilled as soon
+ * as its last reader is done: LEFT is freed by warpgroup 0, RIGHT by warpgroup 1, ROPE (P) by the group that read P
+ * from it. */
+enum { LEFT, RIGHT, ROPE, BARS };
+
+/* One group of slices of a tile, by one warp; the tile's boxes were found by find_boxes. */
+DEV void load_slices(const struct decode_params &p, const CUtensorMap *map, const struct boxes &boxes, int kv_head,
+                     uint32_t dst, uint32_t bar, int first, int count, uint64_t policy)
+{
+	const int lane = threadIdx.x & 31;
+	if (first + count > p.slices)
+		count = p.slices - first;
+	if (lane == 0)
+		mbar_expect_tx(bar, (uint32_t)(boxes.loaded * p.box_tokens * 128 * count));
+	__syncwarp();
+#pragma unroll 1
+	for (int box = 0; box < boxes.count; box++) {
+		const int i = box >> 5, from = box & 31;
+		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
+		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
+		if (lane < count && ((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
+			tma_load_5d(dst + (first + lane) * SLICE_BYTES + box * p.box_tokens * 128, map, bar, 0, row, first + lane,
+			            kv_head, page, policy);
+	}
+}
+
+/* Scales s and masks what a row does not see; h 0, 1: the thread's rows lane / 4 and lane / 4 + 8 of the warp. */
+DEV void scale_and_mask(const struct decode_params &p, const struct piece &piece, const struct bounds &see, int row,
+                        int first, float (&s)[32])
+{
+	const int lane = threadIdx.x & 31;
+#pragma unroll
+	for (int i = 0; i < 32; i++)
+		s[i] *= p.scale_log2;
+	if (first >= see.all_lo && first + BLOCK <= see.all_hi)
+		return;
+#pragma unroll
+	for (int h = 0; h < 2; h++) {
+		const struct span v = visible(p, piece, (row + 8 * h) / p.group);
+#pragma unroll
+		for (int i = 0; i < 16; i++) {
+			const int t = first + 8 * (i / 2) + 2 * (lane & 3) + i % 2;
+			if (t < v.lo || t >= v.hi)
+				s[4 * (i / 2) + 2 * h + i % 2] = -INFINITY;
+		}
+	}
+}
+
+/* The reference of this turn: the old one, or the row's true maximum where that is more than 2^8 above it. */
+DEV bool references(const float (&s)[32], const float (&m)[2], float (&r)[2])
+{
+	bool grew = false;
+#pragma unroll
+	for (int h = 0; h < 2; h++) {
+		float top = s[2 * h];
+#pragma unroll
+		for (int i = 1; i < 16; i++)
+			top = fmaxf(top, s[4 * (i / 2) + 2 * h + i % 2]);
+		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+		r[h] = top > m[h] + 8.0f ? top : m[h];
+		grew |= r[h] != m[h];
+	}
+	return grew;
+}
+
+/* P to shared memory, [row][token], swizzled, as the A operand of the other warpgroup. */
+DEV void store_p(uint32_t p_addr, int warp_row, const uint32_t (&pk)[16])
+{
+	const int lane = threadIdx.x & 31;
+#pragma unroll
+	for (int k = 0; k < 4; k++)
+		store_matrix_x4(p_addr + swizzled(warp_row + (lane & 15), 2 * k + (lane >> 4)), pk[4 * k], pk[4 * k + 1],
+		                pk[4 * k + 2], pk[4 * k + 3]);
+	fence_async_proxy();
+}
+
+DEV void rescale(float (&o)[128], float (&l)[2], const float (&m)[2], const float (&to)[2])
+{
+#pragma unroll
+	for (int h = 0; h < 2; h++) {
+		const float factor = exp2_approx(m[h] - to[h]);
+		l[h] *= factor;
+#pragma unroll
+		for (int i = 0; i < 64; i++)
+			o[4 * (i / 2) + 2 * h + i % 2] *= factor;
+	}
+}
+
+#endif
