@@ -244,7 +244,7 @@ DEV void store_two(const struct decode_params &p, uint16_t *dst, uint32_t two)
 DEV float sink_factor(const struct decode_params &p, int head, float lse2)
 {
 	const float log2e = 1.4426950408889634f;
-	return p.attn_sink ? 1.0f / (1.0f + exp2f(p.attn_sink[head] * log2e - lse2)) : 1.0f;
+	return p.attn_sink ? __fdividef(1.0f, 1.0f + exp2f(p.attn_sink[head] * log2e - lse2)) : 1.0f;
 }
 
 DEV float natural_lse(const struct decode_params &p, float lse2)
