@@ -3,16 +3,19 @@
  * decode_seesaw.cuh - stage 3 on Hopper for tiles of 64 query rows.  Include with
  *     KERNEL  the kernel's name     MMA  MMA_BF16|MMA_FP16     PACK  pack_bf16|pack_fp16
  *
- * What      one CTA walks one part, two KV tiles A and B a turn:  S = Q K^T,  P = exp2(scale S - m),  O += P V.  Each
- * of two warpgroups keeps half of O (64 x 256); warpgroup 0 computes S of A, warpgroup 1 S of B, and the P of one goes
- * to the other through shared memory (the "seesaw" of FlashMLA's kernel notes, 2025-04-22) Turn      warpgroup 0: S_A,
- * P_A, O_l += P_A V_A,l | meet | O_l += P_B V_B,l warpgroup 1: S_B, P_B                   | meet | O_r += P_A V_A,r,
- * O_r += P_B V_B,r so that one group's softmax runs under the other's products Max       both groups compute P against
- * the reference maximum m of the turn before, at the same time, and it stays unless a score exceeds it by more than
- * 2^8.  The meeting is a barrier with reduction: if any row grew, both groups raise m to the larger reference, rescale,
- * and store P anew P         of a tile is stored over the rope slice of its own K, which is dead once S is there Roles
- * warpgroups 0 and 1 consume; warp 8 requests KV; warps 9-11 copy q of the next piece Budgets   registers 224 / 224 /
- * 56; shared memory q 73,728 + 2 tiles 147,456 B; 1 CTA per SM Bound by  tensor cores: 2176 clk per tile */
+ * What      one CTA walks one part, two KV tiles A and B a turn:  S = Q K^T,  P = exp2(scale S - m),  O += P V.
+ *           Each of two warpgroups keeps half of O (64 x 256); warpgroup 0 computes S of A, warpgroup 1 S of B, and the
+ *           P of one goes to the other through shared memory (the "seesaw" of FlashMLA's kernel notes, 2025-04-22)
+ * Turn      warpgroup 0:  S_A   softmax A   O_l += P_A V_A,l   wait P_B   O_l += P_B V_B,l
+ *           warpgroup 1:  S_B   wait P_A    O_r += P_A V_A,r   softmax B  O_r += P_B V_B,r
+ *           one group's softmax runs under the other's products: A's under S_B, B's under P_A V_A
+ * Max       P is computed against a reference that stays as it is unless a score exceeds it by more than 2^8; it
+ *           travels with P from group to group, and whoever finds it raised rescales its half of O.  P <= 256 is exact
+ *           enough in 16 bits because sums are fp32 and lse is taken with the reference in use
+ * P         of a tile is stored over the rope slice of its own K, which is dead once S is there
+ * Roles     warpgroups 0 and 1 consume; warp 8 requests KV; warps 9-11 copy q of the next piece
+ * Budgets   registers 224 / 224 / 56; shared memory q 73,728 + 2 tiles 147,456 B; 1 CTA per SM
+ * Bound by  tensor cores: 2176 clk per tile */
 
 #define ROWS    64
 #define Q_BYTES TILE_BYTES
@@ -20,7 +23,7 @@
 #define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
 #define HALF_V DESC(V_SLICES / 2 * SLICE_BYTES)
 
-/* S = Q K^T of one tile, slices as they land.  Complete on return. */
+/* S = Q K^T of one tile, slices as they land; not complete on return. */
 DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity)
 {
 #pragma unroll
@@ -38,7 +41,6 @@ DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uin
 		}
 	}
 	wgmma_commit();
-	WGMMA_WAIT(0);
 }
 
 /* P = exp2(s - r), as the A fragments of wgmma; sum: of this thread's share of the rows. */
@@ -70,28 +72,42 @@ DEV void KERNEL_FN(pv_shared)(float (&o)[128], uint64_t p_desc, uint64_t v_desc)
 	wgmma_commit();
 }
 
-/* Half of a row of O, normalised, to out or to a partial; o: the registers of this row, 4 apart in pairs. */
+/* Half of a row of O, normalised, to out or to a partial; o: the registers of this row, 4 apart in pairs.  The four lanes
+ * of a row trade registers first, so that each writes 16 bytes at a time. */
 DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool partial, void *out, float norm, int group,
                               const float *o)
 {
-	const int column = group * (D_V / 2) + 2 * (threadIdx.x & 3);
-	if (out && partial) {
-		float *const at = (float *)out + column;
+	const int quad = threadIdx.x & 3, column = group * (D_V / 2);
+	if (partial) {
 #pragma unroll
-		for (int i = 0; i < 32; i++)
-			*(float2 *)(at + 8 * i) = make_float2(o[4 * i] * norm, o[4 * i + 1] * norm);
-	} else if (out && p.out_aligned) {
-		uint16_t *const at = (uint16_t *)out + column;
+		for (int i = 0; i < 32; i += 2) { /* 16 columns: lanes 0, 2 take the first eight, 1, 3 the others */
+			float a = o[4 * i] * norm, b = o[4 * i + 1] * norm, c = o[4 * i + 4] * norm, d = o[4 * i + 5] * norm;
+			trade(quad & 1, 1, a, c);
+			trade(quad & 1, 1, b, d);
+			if (out)
+				*(float4 *)((float *)out + column + 8 * (i + (quad & 1)) + 4 * (quad >> 1)) = make_float4(a, b, c, d);
+		}
+		return;
+	}
 #pragma unroll
-		for (int i = 0; i < 32; i++)
-			*(uint32_t *)(at + 8 * i) = PACK(o[4 * i] * norm, o[4 * i + 1] * norm);
-	} else if (out) {
-		uint16_t *const at = (uint16_t *)out + column;
+	for (int i = 0; i < 32; i += 4) { /* 32 columns, eight a lane */
+		uint32_t w[4];
 #pragma unroll
-		for (int i = 0; i < 32; i++) {
-			const uint32_t two = PACK(o[4 * i] * norm, o[4 * i + 1] * norm);
-			at[8 * i] = (uint16_t)two;
-			at[8 * i + 1] = (uint16_t)(two >> 16);
+		for (int k = 0; k < 4; k++)
+			w[k] = PACK(o[4 * (i + k)] * norm, o[4 * (i + k) + 1] * norm);
+		trade(quad & 1, 1, w[0], w[1]);
+		trade(quad & 1, 1, w[2], w[3]);
+		trade(quad >> 1, 2, w[0], w[2]);
+		trade(quad >> 1, 2, w[1], w[3]);
+		uint16_t *const at = (uint16_t *)out + column + 8 * (i + quad);
+		if (out && p.out_aligned) {
+			*(uint4 *)at = make_uint4(w[0], w[1], w[2], w[3]);
+		} else if (out) {
+#pragma unroll
+			for (int k = 0; k < 4; k++) {
+				at[2 * k] = (uint16_t)w[k];
+				at[2 * k + 1] = (uint16_t)(w[k] >> 16);
+			}
 		}
 	}
 }
@@ -202,44 +218,31 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			uint32_t pk[16];
 
 			if (group == 0) {
-				uint8_t *const tile = kv_tile + slot_a * TILE_BYTES;
+				const int first = block * BLOCK;
 				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a);
+				WGMMA_WAIT(0);
 				poisoned |= bad_tile[slot_a] != 0;
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				scale_and_mask(p, piece, see, row_tile * ROWS + row, block * BLOCK, s);
-				if (block * BLOCK < see.any_lo || block * BLOCK + BLOCK > piece.len) {
-					zero_rows(tile, see.any_lo - block * BLOCK, piece.len - block * BLOCK, threadIdx.x, 128);
-					fence_async_proxy();
-				}
-				const bool grew = references(s, m, r);
-				if (__any_sync(0xffffffff, grew))
-					rescale(o, l, m, r);
-				m[0] = r[0], m[1] = r[1];
+				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
+				zero_unused(kv_tile + slot_a * TILE_BYTES, piece, see, first);
+				references(s, m, r);
+				raise(o, l, m, r);
 				KERNEL_FN(exponentials)(s, r, pk, sum);
+				l[0] += sum[0], l[1] += sum[1];
 				named_barrier(1, 128); /* all warps are done with the rope slice, and with zeroing */
 				store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
-				if ((lane & 3) == 0) {
-					reference[0][row] = r[0];
-					reference[0][row + 8] = r[1];
-				}
+				store_reference(reference[0], row, r);
+				named_barrier_arrive(P_A_READY, 256);
 				wgmma_fence();
 				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC);
-				const bool any = barrier_or(3, 256, grew);
 				WGMMA_WAIT(0);
 				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_empty[slot_a][LEFT]));
-				l[0] += sum[0], l[1] += sum[1];
-				if (any) {
-					r[0] = fmaxf(m[0], reference[1][row]);
-					r[1] = fmaxf(m[1], reference[1][row + 8]);
-					rescale(o, l, m, r);
-					m[0] = r[0], m[1] = r[1];
-					KERNEL_FN(exponentials)(s, r, pk, sum);
-					store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
-					named_barrier(4, 256);
-				}
 				if (has_b) {
+					named_barrier(P_B_READY, 256);
+					r[0] = reference[1][row], r[1] = reference[1][row + 8];
+					raise(o, l, m, r);
 					wgmma_fence();
 					KERNEL_FN(pv_shared)(o, p_b, desc_b + V_DESC);
 					WGMMA_WAIT(0);
@@ -248,60 +251,51 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 						mbar_arrive(smem_addr(&bar_empty[slot_b][ROPE]));
 					}
 				}
-			} else {
-				uint8_t *const tile = kv_tile + slot_b * TILE_BYTES;
+			} else if (has_b) {
 				const int first = (block + 1) * BLOCK;
-				bool grew = false;
-				r[0] = m[0], r[1] = m[1];
-				sum[0] = sum[1] = 0;
-				if (has_b) {
-					KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b);
-					poisoned |= bad_tile[slot_b] != 0;
-					scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
-					if (first < see.any_lo || first + BLOCK > piece.len) {
-						zero_rows(tile, see.any_lo - first, piece.len - first, threadIdx.x - 128, 128);
-						fence_async_proxy();
-					}
-					grew = references(s, m, r);
-					KERNEL_FN(exponentials)(s, r, pk, sum);
-					named_barrier(2, 128);
-					store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
-				}
+				KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b);
+				named_barrier(P_A_READY, 256);
+				r[0] = reference[0][row], r[1] = reference[0][row + 8];
+				raise(o, l, m, r);
+				wgmma_fence();
+				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
+				WGMMA_WAIT(1);
+				poisoned |= bad_tile[slot_b] != 0;
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				if ((lane & 3) == 0) {
-					reference[1][row] = r[0];
-					reference[1][row + 8] = r[1];
-				}
-				if (barrier_or(3, 256, grew)) {
-					r[0] = fmaxf(r[0], reference[0][row]);
-					r[1] = fmaxf(r[1], reference[0][row + 8]);
-					rescale(o, l, m, r);
-					m[0] = r[0], m[1] = r[1];
-					if (has_b) {
-						KERNEL_FN(exponentials)(s, r, pk, sum);
-						store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
-					}
-					named_barrier(4, 256);
-				}
-				l[0] += sum[0], l[1] += sum[1];
-				if (has_b) {
-					wgmma_fence();
-					KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
-					KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
-					WGMMA_WAIT(1);
-				} else {
-					wgmma_fence();
-					KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
-					WGMMA_WAIT(0);
-				}
+				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
+				zero_unused(kv_tile + slot_b * TILE_BYTES, piece, see, first);
+				references(s, m, r);
+				KERNEL_FN(exponentials)(s, r, pk, sum);
+				named_barrier(2, 128);
+				store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
+				store_reference(reference[1], row, r);
+				named_barrier_arrive(P_B_READY, 256);
+				WGMMA_WAIT(0);
 				if (lane == 0) {
 					mbar_arrive(smem_addr(&bar_empty[slot_a][RIGHT]));
 					mbar_arrive(smem_addr(&bar_empty[slot_a][ROPE]));
 				}
+				raise(o, l, m, r);
+				l[0] += sum[0], l[1] += sum[1];
+				wgmma_fence();
+				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
 				WGMMA_WAIT(0);
-				if (has_b && lane == 0)
+				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_empty[slot_b][RIGHT]));
+			} else {
+				if (lane == 0)
+					mbar_arrive(smem_addr(&bar_q_empty));
+				named_barrier(P_A_READY, 256);
+				r[0] = reference[0][row], r[1] = reference[0][row + 8];
+				raise(o, l, m, r);
+				wgmma_fence();
+				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
+				WGMMA_WAIT(0);
+				if (lane == 0) {
+					mbar_arrive(smem_addr(&bar_empty[slot_a][RIGHT]));
+					mbar_arrive(smem_addr(&bar_empty[slot_a][ROPE]));
+				}
 			}
 		}
 		if (piece.begin < piece.end)
@@ -318,12 +312,12 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 					reference[0][row + 8 * h] = m[h]; /* both groups' */
 			}
 		}
-		poisoned = barrier_or(3, 256, poisoned);
+		poisoned = barrier_or(ROWS_SUMMED, 256, poisoned);
 		if (threadIdx.x < ROWS)
 			settle_row(p, piece, kv_head, row_tile, threadIdx.x, reference[0][threadIdx.x],
 			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], poisoned, &row_norm[threadIdx.x],
 			           &row_ptr[threadIdx.x]);
-		named_barrier(4, 256);
+		named_barrier(ROWS_SETTLED, 256);
 		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row], row_norm[row], group, o);
 		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row + 8], row_norm[row + 8], group, o + 2);
 	}

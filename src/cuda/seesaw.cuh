@@ -13,6 +13,9 @@
  * from it. */
 enum { LEFT, RIGHT, ROPE, BARS };
 
+/* Named barriers between the warpgroups; 1 and 2 are their own. */
+enum { P_A_READY = 3, P_B_READY, ROWS_SUMMED, ROWS_SETTLED };
+
 /* One group of slices of a tile, by one warp; the tile's boxes were found by find_boxes. */
 DEV void load_slices(const struct decode_params &p, const CUtensorMap *map, const struct boxes &boxes, int kv_head,
                      uint32_t dst, uint32_t bar, int first, int count, uint64_t policy)
@@ -56,10 +59,9 @@ DEV void scale_and_mask(const struct decode_params &p, const struct piece &piece
 	}
 }
 
-/* The reference of this turn: the old one, or the row's true maximum where that is more than 2^8 above it. */
-DEV bool references(const float (&s)[32], const float (&m)[2], float (&r)[2])
+/* The references of this turn: the old ones, or a row's true maximum where that is more than 2^8 above it. */
+DEV void references(const float (&s)[32], const float (&m)[2], float (&r)[2])
 {
-	bool grew = false;
 #pragma unroll
 	for (int h = 0; h < 2; h++) {
 		float top = s[2 * h];
@@ -69,10 +71,53 @@ DEV bool references(const float (&s)[32], const float (&m)[2], float (&r)[2])
 		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
 		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
 		r[h] = top > m[h] + 8.0f ? top : m[h];
-		grew |= r[h] != m[h];
 	}
-	return grew;
 }
+
+/* Makes r the references m of the rows; where a row of the warp was raised, rescales O and the sums. */
+DEV void raise(float (&o)[128], float (&l)[2], float (&m)[2], const float (&r)[2])
+{
+	if (__any_sync(0xffffffff, r[0] != m[0] || r[1] != m[1])) {
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			const float factor = exp2_approx(m[h] - r[h]);
+			l[h] *= factor;
+#pragma unroll
+			for (int i = 0; i < 64; i++)
+				o[4 * (i / 2) + 2 * h + i % 2] *= factor;
+		}
+	}
+	m[0] = r[0], m[1] = r[1];
+}
+
+/* One lane of four tells the other warpgroup the references of its rows. */
+DEV void store_reference(float *reference, int row, const float (&r)[2])
+{
+	if ((threadIdx.x & 3) == 0) {
+		reference[row] = r[0];
+		reference[row + 8] = r[1];
+	}
+}
+
+/* By the warpgroup that computes S of the tile, before the barrier that precedes P. */
+DEV void zero_unused(uint8_t *tile, const struct piece &piece, const struct bounds &see, int first)
+{
+	if (first < see.any_lo || first + BLOCK > piece.len) {
+		zero_rows(tile, see.any_lo - first, piece.len - first, threadIdx.x & 127, 128);
+		fence_async_proxy();
+	}
+}
+
+/* Two lanes, `mask` apart, swap so that the low one (high 0) ends up with both a's and the high one with both b's. */
+#define DEFINE_TRADE(type)                                                \
+	DEV void trade(int high, int mask, type &a, type &b)                  \
+	{                                                                     \
+		const type got = __shfl_xor_sync(0xffffffff, high ? a : b, mask); \
+		a = high ? got : a;                                               \
+		b = high ? b : got;                                               \
+	}
+DEFINE_TRADE(float)
+DEFINE_TRADE(uint32_t)
 
 /* P to shared memory, [row][token], swizzled, as the A operand of the other warpgroup. */
 DEV void store_p(uint32_t p_addr, int warp_row, const uint32_t (&pk)[16])
@@ -83,18 +128,6 @@ DEV void store_p(uint32_t p_addr, int warp_row, const uint32_t (&pk)[16])
 		store_matrix_x4(p_addr + swizzled(warp_row + (lane & 15), 2 * k + (lane >> 4)), pk[4 * k], pk[4 * k + 1],
 		                pk[4 * k + 2], pk[4 * k + 3]);
 	fence_async_proxy();
-}
-
-DEV void rescale(float (&o)[128], float (&l)[2], const float (&m)[2], const float (&to)[2])
-{
-#pragma unroll
-	for (int h = 0; h < 2; h++) {
-		const float factor = exp2_approx(m[h] - to[h]);
-		l[h] *= factor;
-#pragma unroll
-		for (int i = 0; i < 64; i++)
-			o[4 * (i / 2) + 2 * h + i % 2] *= factor;
-	}
 }
 
 #endif
