@@ -53,7 +53,9 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 	if (lane == 0) /* before its arrival on group 0, which publishes it */
 		*bad_tile = loaded != boxes;
 	if (lane < GROUPS) {
-		const int rest = p.slices - lane * GROUP_SLICES, slices = rest < GROUP_SLICES ? rest : GROUP_SLICES;
+		/* A box of three slices counts all its bytes, also where it is clipped at the end of a row without rope. */
+		const int rest = p.slices - lane * GROUP_SLICES;
+		const int slices = rest < GROUP_SLICES && p.box_slices == 1 ? rest : GROUP_SLICES;
 		mbar_expect_tx(full + 8 * lane, (uint32_t)(loaded * p.box_tokens * 128 * slices));
 	}
 	__syncwarp();
