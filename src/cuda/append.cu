@@ -5,7 +5,7 @@
  * What      cache row slot / page, slot % page = latent ++ rope, per KV head; slots out of range are skipped
  * Work      a thread owns one chunk (16 bytes; a single value where something is not aligned) of TOKENS rows:
  *           threadIdx.x is the chunk, so that rows are read and written contiguously; 72 chunks x 4 = 288 threads
- * Loop      the chunks and slots of the next TOKENS rows are requested before those of the last are stored; CTAs stay
+ * Loop      all slots and all chunks of the TOKENS rows are requested before the first store
  * Bound by  DRAM, read + write */
 #include "kernels.h"
 #include "launch.cuh"
@@ -13,7 +13,7 @@
 
 #include <string.h>
 
-enum { TOKENS = 4, APPEND_THREADS = 288, APPEND_CTAS = 3 };
+enum { TOKENS = 4, APPEND_THREADS = 288 };
 
 struct append_params {
 	struct append_problem a;
@@ -39,103 +39,69 @@ DEV int64_t find_slot(const struct append_params &p, int64_t slot, int64_t head)
 	return page * a.kv_page + token * a.kv_token + head * a.kv_head;
 }
 
-/* Where a thread is: one chunk of head `head` of TOKENS rows from `first` on. */
-struct place {
-	int64_t first;
-	uint32_t head, chunk;
-};
-
-struct rows {
-	uint4 v[TOKENS];
-	int64_t slot[TOKENS];
-};
-
-/* `wide` is a constant at every call. */
-DEV void load_rows(const struct append_params &p, const struct place &at, struct rows &r, int wide)
+/* Chunk `chunk` of head `head` of the rows first, first + step, ... ; `wide` is a constant at both call sites. */
+DEV void append_chunk(const struct append_params &p, int64_t first, int64_t step, int64_t head, uint32_t chunk,
+                      int wide)
 {
 	const struct append_problem &a = p.a;
 	const int values = wide ? 8 : 1;
-	const bool rope = at.chunk >= p.latent_chunks;
-	const uint16_t *src = rope
-	                          ? (const uint16_t *)a.rope + at.head * a.rope_h + (at.chunk - p.latent_chunks) * values
-	                          : (const uint16_t *)a.latent + at.head * a.latent_h + at.chunk * values;
+	const bool rope = chunk >= p.latent_chunks;
+	const uint16_t *src = rope ? (const uint16_t *)a.rope + head * a.rope_h + (chunk - p.latent_chunks) * values
+	                           : (const uint16_t *)a.latent + head * a.latent_h + chunk * values;
 	const int64_t stride = rope ? a.rope_n : a.latent_n;
+	uint16_t *const dst = (uint16_t *)a.kv + chunk * values;
+
+	int64_t slot[TOKENS];
+	uint4 v[TOKENS];
 #pragma unroll
 	for (int k = 0; k < TOKENS; k++) {
-		const int64_t n = at.first + k * (int)blockDim.y;
-		r.slot[k] = -1;
-		r.v[k] = make_uint4(0, 0, 0, 0);
+		const int64_t n = first + k * step;
+		slot[k] = -1;
+		v[k] = make_uint4(0, 0, 0, 0);
 		if (n < a.n) {
-			r.slot[k] = a.slots_64 ? ((const int64_t *)a.slots)[n * a.slots_stride]
-			                       : ((const int32_t *)a.slots)[n * a.slots_stride];
+			slot[k] = a.slots_64 ? ((const int64_t *)a.slots)[n * a.slots_stride]
+			                     : ((const int32_t *)a.slots)[n * a.slots_stride];
 			if (wide)
-				r.v[k] = load_once(src + n * stride);
+				v[k] = load_once(src + n * stride);
 			else
-				r.v[k].x = src[n * stride];
+				v[k].x = src[n * stride];
 		}
 	}
-}
-
-DEV void store_rows(const struct append_params &p, const struct place &at, const struct rows &r, int wide)
-{
-	uint16_t *const dst = (uint16_t *)p.a.kv + at.chunk * (wide ? 8 : 1);
 #pragma unroll
 	for (int k = 0; k < TOKENS; k++) {
-		const int64_t offset = find_slot(p, r.slot[k], at.head);
-		if (offset < 0)
+		const int64_t at = find_slot(p, slot[k], head);
+		if (at < 0)
 			continue;
 		if (wide)
-			*(uint4 *)(dst + offset) = r.v[k];
+			*(uint4 *)(dst + at) = v[k];
 		else
-			dst[offset] = (uint16_t)r.v[k].x;
+			dst[at] = (uint16_t)v[k].x;
 	}
-}
-
-/* The chunks of a row, then its heads, then the CTA's next rows. */
-DEV struct place step(const struct append_params &p, struct place at)
-{
-	at.chunk += blockDim.x;
-	if (at.chunk >= p.chunks) {
-		at.chunk = threadIdx.x;
-		if (++at.head == (uint32_t)p.a.h_kv) {
-			at.head = 0;
-			at.first += (int64_t)gridDim.x * blockDim.y * TOKENS;
-		}
-	}
-	return at;
 }
 
 DEV void append_rows(const struct append_params &p, int wide)
 {
-	struct place at = {(int64_t)blockIdx.x * blockDim.y * TOKENS + threadIdx.y, 0, threadIdx.x};
-	struct rows now, next;
 	grid_launch_dependents();
 	grid_wait();
-	if (at.first < p.a.n)
-		load_rows(p, at, now, wide);
-	while (at.first < p.a.n) {
-		const struct place then = step(p, at);
-		if (then.first < p.a.n)
-			load_rows(p, then, next, wide);
-		store_rows(p, at, now, wide);
-		now = next;
-		at = then;
-	}
+	const int64_t first = (int64_t)blockIdx.x * blockDim.y * TOKENS + threadIdx.y;
+	for (int64_t head = 0; head < p.a.h_kv; head++)
+		for (uint32_t chunk = threadIdx.x; chunk < p.chunks; chunk += blockDim.x)
+			append_chunk(p, first, blockDim.y, head, chunk, wide);
 }
 
-extern "C" __global__ void __launch_bounds__(APPEND_THREADS, APPEND_CTAS)
+extern "C" __global__ void __launch_bounds__(APPEND_THREADS)
     fmla_append_wide(const __grid_constant__ struct append_params p)
 {
 	append_rows(p, 1);
 }
 
-extern "C" __global__ void __launch_bounds__(APPEND_THREADS, APPEND_CTAS)
+extern "C" __global__ void __launch_bounds__(APPEND_THREADS)
     fmla_append_narrow(const __grid_constant__ struct append_params p)
 {
 	append_rows(p, 0);
 }
 
-extern "C" cudaError_t fmla_launch_append(const struct append_problem *a, int num_sms, cudaStream_t stream)
+extern "C" cudaError_t fmla_launch_append(const struct append_problem *a, cudaStream_t stream)
 {
 	struct append_params p;
 	memset(&p, 0, sizeof(p));
@@ -152,7 +118,8 @@ extern "C" cudaError_t fmla_launch_append(const struct append_problem *a, int nu
 	if (p.chunks == 0)
 		return cudaSuccess;
 	const uint32_t x = p.chunks < APPEND_THREADS ? p.chunks : APPEND_THREADS, y = APPEND_THREADS / x;
-	const int64_t wanted = (a->n + y * TOKENS - 1) / (y * TOKENS), most = (int64_t)num_sms * APPEND_CTAS;
-	return launch((const void *)(wide ? fmla_append_wide : fmla_append_narrow),
-	              (unsigned)(wanted < most ? wanted : most), dim3(x, y), 0, stream, &p);
+	const int64_t ctas = (a->n + y * TOKENS - 1) / (y * TOKENS);
+	if (ctas > INT32_MAX)
+		return cudaErrorInvalidValue;
+	return launch((const void *)(wide ? fmla_append_wide : fmla_append_narrow), (unsigned)ctas, dim3(x, y), 0, stream, &p);
 }

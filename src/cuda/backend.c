@@ -355,13 +355,13 @@ static fmla_status launch_combine(struct fmla_ctx *ctx, const struct problem *p)
 
 static fmla_status launch_merge(struct fmla_ctx *ctx, const struct merge_problem *p)
 {
-	TRY_CUDA(ctx, fmla_launch_merge(p, state_of(ctx)->device[p->device.id].sms, p->stream));
+	TRY_CUDA(ctx, fmla_launch_merge(p, p->stream));
 	return FMLA_OK;
 }
 
 static fmla_status launch_append(struct fmla_ctx *ctx, const struct append_problem *p)
 {
-	TRY_CUDA(ctx, fmla_launch_append(p, state_of(ctx)->device[p->device.id].sms, p->stream));
+	TRY_CUDA(ctx, fmla_launch_append(p, p->stream));
 	return FMLA_OK;
 }
 

@@ -81,8 +81,8 @@ cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int 
 cudaError_t fmla_launch_plan(const struct decode_params *p, struct part *rows, int64_t num_rows, int32_t *splits,
                              cudaStream_t stream);
 /* merge.cu, append.cu. */
-cudaError_t fmla_launch_merge(const struct merge_problem *p, int num_sms, cudaStream_t stream);
-cudaError_t fmla_launch_append(const struct append_problem *p, int num_sms, cudaStream_t stream);
+cudaError_t fmla_launch_merge(const struct merge_problem *p, cudaStream_t stream);
+cudaError_t fmla_launch_append(const struct append_problem *p, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

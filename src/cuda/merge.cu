@@ -3,13 +3,12 @@
  * merge.cu - fmla_merge on the GPU: n partial results of a row into one.
  *
  * What      m = max lse_j, w_j = exp(lse_j - m), out = sum w_j out_j / sum w_j; an infinite lse_j marks an empty partial
- * Work      a thread owns eight values of an output row; the threads of a row (d_v / 8) are threadIdx.x, so a warp
- *           reads 512 bytes of one partial at a time.  CTAs stay and step through the rows
- * Loop      a turn is BATCH vectors: four partials of one row, or with n <= 2 two partials of two rows.  The next turn
- *           is requested before this one is added up.  One pass and a fixed order: every byte is read once, and results
- *           never vary
- * Bound by  DRAM; a CTA per group of rows instead of CTAs that stay was bound by latency (77 % of a copy's rate at 84 MB)
- */
+ * Work      a warp owns 512 values of an output row, a lane two vectors of eight
+ * Loop      BATCH partials per turn: all their loads are requested before the first is used, then one rescale of the
+ *           running sum.  One pass and a fixed order: every byte is read once, and results never vary
+ * Bound by  DRAM, if instructions are few: what belongs to a row (addresses, weights) is worked out once a warp for
+ *           several kilobytes.  Half a row a warp, with divisions instead of multiplications, ran at 56 % of a copy's
+ *           rate for n = 2, and so did CTAs that stay and request the next row early */
 #include "kernels.h"
 #include "launch.cuh"
 #include "vector.cuh"
@@ -17,175 +16,148 @@
 #include <math.h>
 #include <string.h>
 
-/* CTAs per SM: as many as the registers allow. */
-enum { BATCH = 4, MERGE_THREADS = 128, CTAS_16 = 7, CTAS_16_FEW = 5, CTAS_32 = 4 };
+enum { MERGE_THREADS = 128, VECTORS = 2, ROW_VALUES = 32 * 8 * VECTORS };
+
+/* Division by a number known to the launcher, for dividends below 2^31. */
+struct divisor {
+	uint32_t d, magic, shift;
+};
 
 struct merge_params {
 	struct merge_problem m;
-	uint32_t rows;
-	uint32_t eights;    /* d_v / 8                                                           */
-	uint32_t row_tasks; /* blockDim.x eights each, for a row                                 */
-	uint32_t tasks;     /* of all groups; a group is one row, or two with n <= 2             */
+	struct divisor h_q, s_q, row_tasks; /* row_tasks: warps a row, more than one with d_v > ROW_VALUES */
+	uint32_t tasks;
 	int out_aligned;
 };
 
-/* Where a thread is: the partials from j on of the rows of one group. */
-struct place {
-	uint32_t task;
-	int64_t j;
-};
-
-struct turn {
-	uint4 v[BATCH][2];
-	float lse[BATCH];
-};
-
-DEV void split_row(const struct merge_problem &m, uint32_t row, uint32_t &b, uint32_t &s, uint32_t &h)
+static struct divisor divisor_of(int64_t d)
 {
-	const uint32_t h_q = (uint32_t)m.h_q, s_q = (uint32_t)m.s_q, bs = row / h_q;
-	h = row - bs * h_q;
-	b = bs / s_q;
-	s = bs - b * s_q;
+	struct divisor v = {(uint32_t)d, 0, 31};
+	while ((uint64_t)1 << (v.shift - 31) < (uint64_t)d)
+		v.shift++;
+	v.magic = (uint32_t)(((uint64_t)1 << v.shift) / (uint64_t)d + 1);
+	return v;
 }
 
-DEV uint32_t first_row(const struct merge_params &p, uint32_t task, int rows)
+DEV uint32_t divide(uint32_t n, struct divisor v)
 {
-	return (p.row_tasks == 1 ? task : task / p.row_tasks) * rows;
+	return (uint32_t)((uint64_t)n * v.magic >> v.shift);
 }
 
-DEV uint32_t eight_of(const struct merge_params &p, uint32_t task)
-{
-	return (p.row_tasks == 1 ? 0 : task % p.row_tasks * blockDim.x) + threadIdx.x;
-}
-
-/* `wide`: fp32 values, two vectors for eight; `rows`: of a group.  Both are constants at every call. */
-DEV void load_turn(const struct merge_params &p, const struct place &at, struct turn &t, int wide, int rows)
-{
-	const struct merge_problem &m = p.m;
-	const int each = BATCH / rows, value_bytes = wide ? 4 : 2;
-	const uint32_t first = first_row(p, at.task, rows), eight = eight_of(p, at.task);
-#pragma unroll
-	for (int r = 0; r < rows; r++) {
-		uint32_t b, s, h;
-		split_row(m, first + r, b, s, h);
-		const uint8_t *in = (const uint8_t *)m.in +
-		                    (at.j * m.in_n + b * m.in_b + s * m.in_s + h * m.in_h + eight * 8) * value_bytes;
-		const float *lse = m.in_lse + at.j * m.in_lse_n + b * m.in_lse_b + h * m.in_lse_h + s * m.in_lse_s;
-#pragma unroll
-		for (int k = r * each; k < (r + 1) * each; k++) {
-			t.lse[k] = -INFINITY;
-			t.v[k][0] = t.v[k][1] = make_uint4(0, 0, 0, 0);
-			if (at.j + k % each < m.n && first + r < p.rows && eight < p.eights) {
-				t.lse[k] = *lse;
-				t.v[k][0] = load_once(in);
-				if (wide)
-					t.v[k][1] = load_once(in + 16);
-			}
-			lse += m.in_lse_n;
-			in += m.in_n * value_bytes;
-		}
-	}
-}
-
-/* The running result of one row. */
+/* The running result of a lane's values. */
 struct sum {
-	float value[8], top, weight;
+	float value[VECTORS][8], top, weight;
 };
 
-DEV void add_vector(struct sum &sum, float w, const uint4 *v, int wide, int fp16)
+DEV void add_vector(float *sum, float w, uint4 a, uint4 b, int wide, int fp16)
 {
-	const uint32_t bits[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
+	const uint32_t bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
 		const float2 two =
 		    wide ? make_float2(__uint_as_float(bits[2 * i]), __uint_as_float(bits[2 * i + 1])) : two_of(bits[i], fp16);
-		sum.value[2 * i] += w * two.x;
-		sum.value[2 * i + 1] += w * two.y;
+		sum[2 * i] += w * two.x;
+		sum[2 * i + 1] += w * two.y;
 	}
 }
 
-DEV void add_turn(struct sum &sum, const struct turn &t, int from, int to, int wide, int fp16)
+/* Partials j .. j + batch - 1 of a row; in: the lane's first vector of partial j, which has `stride` bytes to the next.
+ * `wide` (fp32 values) and `batch` are constants at both calls. */
+DEV void add_batch(const struct merge_problem &m, struct sum &sum, const uint8_t *in, const float *in_lse, int64_t left,
+                   bool first, bool second, int wide, int batch)
 {
+	const int value_bytes = wide ? 4 : 2;
+	uint4 v[4][VECTORS][2];
+	float lse[4];
+#pragma unroll
+	for (int k = 0; k < batch; k++) {
+		lse[k] = -INFINITY;
+		if (k < left)
+			lse[k] = in_lse[k * m.in_lse_n];
+#pragma unroll
+		for (int i = 0; i < VECTORS; i++) {
+			v[k][i][0] = v[k][i][1] = make_uint4(0, 0, 0, 0);
+			if (k < left && (i == 0 ? first : second)) {
+				const uint8_t *at = in + (k * m.in_n + i * 256) * value_bytes;
+				v[k][i][0] = load_once(at);
+				if (wide)
+					v[k][i][1] = load_once(at + 16);
+			}
+		}
+	}
 	float raised = sum.top;
 #pragma unroll
-	for (int k = from; k < to; k++)
-		raised = isinf(t.lse[k]) ? raised : fmaxf(raised, t.lse[k]);
-	const float scale = sum.top == raised ? 1.0f : expf(sum.top - raised);
+	for (int k = 0; k < batch; k++)
+		raised = isinf(lse[k]) ? raised : fmaxf(raised, lse[k]);
+	const float log2e = 1.4426950408889634f;
+	const float scale = sum.top == raised ? 1.0f : exp2_approx((sum.top - raised) * log2e);
 	sum.top = raised;
 	sum.weight *= scale;
 #pragma unroll
-	for (int i = 0; i < 8; i++)
-		sum.value[i] *= scale;
+	for (int i = 0; i < VECTORS * 8; i++)
+		sum.value[i / 8][i % 8] *= scale;
 #pragma unroll
-	for (int k = from; k < to; k++) {
-		const float w = isinf(t.lse[k]) ? 0.0f : expf(t.lse[k] - raised); /* NaN stays NaN */
+	for (int k = 0; k < batch; k++) {
+		const float w = isinf(lse[k]) ? 0.0f : exp2_approx((lse[k] - raised) * log2e); /* NaN stays NaN */
 		sum.weight += w;
 		if (w != 0) /* an empty partial may hold NaN */
-			add_vector(sum, w, t.v[k], wide, fp16);
+#pragma unroll
+			for (int i = 0; i < VECTORS; i++)
+				add_vector(sum.value[i], w, v[k][i][0], v[k][i][1], wide, m.in_type == TYPE_FP16);
 	}
 }
 
-DEV void finish_row(const struct merge_params &p, struct sum &sum, uint32_t row, uint32_t eight)
+DEV void merge_row(const struct merge_params &p, int wide)
 {
 	const struct merge_problem &m = p.m;
-	uint32_t b, s, h;
-	if (row >= p.rows || eight >= p.eights)
+	const int batch = wide ? 2 : 4, lane = threadIdx.x & 31;
+	const uint32_t task = blockIdx.x * (MERGE_THREADS / 32) + (threadIdx.x >> 5);
+	grid_launch_dependents();
+	grid_wait();
+	if (task >= p.tasks)
 		return;
-	split_row(m, row, b, s, h);
+	const uint32_t row = divide(task, p.row_tasks), bs = divide(row, p.h_q), b = divide(bs, p.s_q);
+	const uint32_t h = row - bs * p.h_q.d, s = bs - b * p.s_q.d;
+	const uint32_t column = (task - row * p.row_tasks.d) * ROW_VALUES + lane * 8;
+	const bool first = column < m.d_v, second = column + 256 < m.d_v;
+	const uint8_t *in =
+	    (const uint8_t *)m.in + (b * m.in_b + s * m.in_s + h * m.in_h + column) * (wide ? 4 : 2);
+	const float *in_lse = m.in_lse + b * m.in_lse_b + h * m.in_lse_h + s * m.in_lse_s;
+	struct sum sum = {{{0}}, -INFINITY, 0};
+	for (int64_t j = 0; j < m.n; j += batch) {
+		add_batch(m, sum, in, in_lse, m.n - j, first, second, wide, batch);
+		in += batch * m.in_n * (wide ? 4 : 2);
+		in_lse += batch * m.in_lse_n;
+	}
+
 	float norm = sum.weight == 0 ? 0.0f : 1.0f / sum.weight;
 	const float lse = sum.weight == 0 ? m.empty_lse : sum.top + logf(sum.weight);
 	if (m.attn_sink && sum.weight != 0)
 		norm *= 1.0f / (1.0f + expf(m.attn_sink[h] - lse));
+	const int64_t out = b * m.out_b + s * m.out_s + h * m.out_h + column;
 #pragma unroll
-	for (int i = 0; i < 8; i++)
-		sum.value[i] *= norm;
-	store_eight(m.out, b * m.out_b + s * m.out_s + h * m.out_h + eight * 8, sum.value, m.out_type, p.out_aligned);
-	if (m.lse && eight == 0)
+	for (int i = 0; i < VECTORS; i++) {
+#pragma unroll
+		for (int k = 0; k < 8; k++)
+			sum.value[i][k] *= norm;
+		if (i == 0 ? first : second)
+			store_eight(m.out, out + i * 256, sum.value[i], m.out_type, p.out_aligned);
+	}
+	if (m.lse && column == 0)
 		m.lse[b * m.lse_b + h * m.lse_h + s * m.lse_s] = lse;
 }
 
-DEV void merge_rows(const struct merge_params &p, int wide, int rows)
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
+    fmla_merge_16(const __grid_constant__ struct merge_params p)
 {
-	const int each = BATCH / rows;
-	const struct sum empty = {{0, 0, 0, 0, 0, 0, 0, 0}, -INFINITY, 0};
-	struct sum sum[2] = {empty, empty};
-	struct place at = {blockIdx.x * blockDim.y + threadIdx.y, 0};
-	struct turn now, next;
-	grid_launch_dependents();
-	grid_wait();
-	if (at.task < p.tasks)
-		load_turn(p, at, now, wide, rows);
-	while (at.task < p.tasks) {
-		const bool last = at.j + each >= p.m.n;
-		const struct place then = {last ? at.task + gridDim.x * blockDim.y : at.task, last ? 0 : at.j + each};
-		if (then.task < p.tasks)
-			load_turn(p, then, next, wide, rows);
-#pragma unroll
-		for (int r = 0; r < rows; r++)
-			add_turn(sum[r], now, r * each, (r + 1) * each, wide, p.m.in_type == TYPE_FP16);
-		if (last) {
-#pragma unroll
-			for (int r = 0; r < rows; r++) {
-				finish_row(p, sum[r], first_row(p, at.task, rows) + r, eight_of(p, at.task));
-				sum[r] = empty;
-			}
-		}
-		now = next;
-		at = then;
-	}
+	merge_row(p, 0);
 }
 
-#define MERGE_KERNEL(name, wide, rows, ctas)                           \
-	extern "C" __global__ void __launch_bounds__(MERGE_THREADS, ctas) \
-	    name(const __grid_constant__ struct merge_params p)            \
-	{                                                                  \
-		merge_rows(p, wide, rows);                                     \
-	}
-
-MERGE_KERNEL(fmla_merge_16, 0, 1, CTAS_16)
-MERGE_KERNEL(fmla_merge_16_few, 0, 2, CTAS_16_FEW)
-MERGE_KERNEL(fmla_merge_32, 1, 1, CTAS_32)
-MERGE_KERNEL(fmla_merge_32_few, 1, 2, CTAS_32)
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
+    fmla_merge_32(const __grid_constant__ struct merge_params p)
+{
+	merge_row(p, 1);
+}
 
 static int aligned16(const void *base, int64_t a, int64_t b, int64_t c, int value_bytes)
 {
@@ -195,27 +167,23 @@ static int aligned16(const void *base, int64_t a, int64_t b, int64_t c, int valu
 	       0;
 }
 
-/* A batch of more than 2^31 tasks would need d_v past 2,048 and terabytes: check.c bounds the rows by 2^31. */
-extern "C" cudaError_t fmla_launch_merge(const struct merge_problem *m, int num_sms, cudaStream_t stream)
+/* More than 2^31 warps would need terabytes: check.c bounds the rows by 2^31. */
+extern "C" cudaError_t fmla_launch_merge(const struct merge_problem *m, cudaStream_t stream)
 {
-	static void (*const kernels[2][2])(const struct merge_params) = {{fmla_merge_16, fmla_merge_16_few},
-	                                                                 {fmla_merge_32, fmla_merge_32_few}};
 	struct merge_params p;
 	memset(&p, 0, sizeof(p));
 	p.m = *m;
-	const uint64_t rows = (uint64_t)(m->b * m->s_q * m->h_q);
+	const int64_t rows = m->b * m->s_q * m->h_q, row_tasks = (m->d_v + ROW_VALUES - 1) / ROW_VALUES;
 	if (rows == 0)
 		return cudaSuccess;
-	const int few = m->n <= 2, wide = m->in_type == TYPE_FP32;
-	p.rows = (uint32_t)rows;
-	p.eights = (uint32_t)(m->d_v / 8);
-	const uint32_t x = p.eights < MERGE_THREADS ? p.eights : MERGE_THREADS, y = MERGE_THREADS / x;
-	p.row_tasks = (p.eights + x - 1) / x;
-	const uint64_t tasks = (few ? (rows + 1) / 2 : rows) * p.row_tasks;
-	if (tasks > INT32_MAX)
+	if (rows > INT32_MAX / row_tasks)
 		return cudaErrorInvalidValue;
-	p.tasks = (uint32_t)tasks;
+	p.tasks = (uint32_t)(rows * row_tasks);
+	p.h_q = divisor_of(m->h_q);
+	p.s_q = divisor_of(m->s_q);
+	p.row_tasks = divisor_of(row_tasks);
 	p.out_aligned = aligned16(m->out, m->out_b, m->out_s, m->out_h, m->out_type == TYPE_FP32 ? 4 : 2);
-	const uint32_t wanted = (p.tasks + y - 1) / y, most = (uint32_t)(num_sms * (wide ? CTAS_32 : few ? CTAS_16_FEW : CTAS_16));
-	return launch((const void *)kernels[wide][few], wanted < most ? wanted : most, dim3(x, y), 0, stream, &p);
+	const uint32_t warps = MERGE_THREADS / 32;
+	return launch((const void *)(m->in_type == TYPE_FP32 ? fmla_merge_32 : fmla_merge_16), (p.tasks + warps - 1) / warps,
+	              MERGE_THREADS, 0, stream, &p);
 }
