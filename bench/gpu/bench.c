@@ -492,6 +492,15 @@ static void append_layer(void *arg, int layer, cudaStream_t stream)
 	fmla(fmla_kv_append(run.ctx, &c->append), "fmla_kv_append");
 }
 
+/* Copies of the size of one streaming call: every second layer's buffer into the one behind it. */
+static void copy_pairs(void *arg, int layer, cudaStream_t stream)
+{
+	const struct copies *c = arg;
+	const size_t half = (size_t)(c->count / 2) * READ_PAGE_BYTES;
+	char *from = c->data + (size_t)layer * 2 * half;
+	CUDA(cudaMemcpyAsync(from + half, from, half, cudaMemcpyDeviceToDevice, stream));
+}
+
 static void print_stream(const char *what, double bytes, struct timing t)
 {
 	printf("%-58s %8.2f us (min %.2f)  %5.0f GB/s  %5.1f%% of copy\n", what, t.median_us, t.min_us,
@@ -568,6 +577,9 @@ static void streaming_calls(void)
 	c.merged_bytes *= 2;
 	print_stream("fmla_merge of 4, fp32, 16,384 rows: 168 MB", (double)(c.partial_bytes + c.merged_bytes) + lse_bytes,
 	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
+	struct copies copy = {.data = c.latent, .count = (int32_t)(c.latent_bytes * 2 / READ_PAGE_BYTES)};
+	print_stream("cudaMemcpyAsync of 67 MB: 134 MB", (double)copy.count / 2 * READ_PAGE_BYTES * 2,
+	             time_burst(copy_pairs, &copy, LAYERS / 2, &run.sensors));
 	const double append_bytes = (double)n * (2 * D_QK * 2 + 4);
 	print_stream("fmla_kv_append, 65,536 rows to random slots: 151 MB", append_bytes,
 	             time_burst(append_layer, &c, LAYERS, &run.sensors));

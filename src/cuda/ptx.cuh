@@ -68,6 +68,28 @@ DEV void tma_load_5d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0,
 	             : "memory");
 }
 
+/* Plain bulk copies; addresses and sizes are multiples of 16 bytes.  A load completes on `bar`. */
+DEV void bulk_load(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+	             "l"(src), "r"(bytes), "r"(bar)
+	             : "memory");
+}
+
+DEV void bulk_store(void *dst, uint32_t src, uint32_t bytes)
+{
+	asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes)
+	             : "memory");
+}
+
+/* Until this thread's stores have read their shared memory. */
+DEV void bulk_store_wait(void)
+{
+	asm volatile("cp.async.bulk.commit_group;\n"
+	             "cp.async.bulk.wait_group.read 0;" ::
+	                 : "memory");
+}
+
 /* L2 policies: data read once, and data that neighbours read too. */
 DEV uint64_t l2_evict_first(void)
 {
