@@ -8,8 +8,8 @@
  *   - Random normal data in every row; pages in random order; one plan for all layers, made outside of the graph.
  *   - Burst: median (and minimum) over replays within about 25 ms on a cool card.  Sustained: 1.5 s of warm-up at full
  *     load, then 0.5 s timed; SM clock, power and energy from NVML while it runs.
- *   - Lengths of `varlen` rows: normal(s_k, s_k / 2), cut to [1, 4 s_k], from the first seed whose sum is within 0.5 % of
- *     the baseline's kv_tokens; what remains of the difference is taken out of the ratio by the floors of both.
+ *   - Lengths of `varlen` rows: normal(s_k, s_k / 2), cut to [1, 4 s_k], from the first seed whose sum is within 0.5 %
+ * of the baseline's kv_tokens; what remains of the difference is taken out of the ratio by the floors of both.
  *   - Floor: max(flop / 790 TFLOP/s, bytes / 4.59 TB/s), the measured limits of an H200; the limits of this card and
  *     run are printed above the table. */
 #include "bench.h"
@@ -32,7 +32,7 @@ enum { D_QK = 576, D_V = 512, PAGE = 64, MAX_ROWS = 64, MAX_LAYERS = 48, MIN_LAY
 static const double cold_bytes = 600e6, floor_tflops = 790, floor_gbs = 4590;
 
 /* The baselines travel inside of the program. */
-#define EMBED(symbol, file)                                                        \
+#define EMBED(symbol, file)                                                                \
 	__asm__(".section .rodata\n" #symbol ":\n.incbin \"" file "\"\n.byte 0\n.previous\n"); \
 	extern const char symbol[]
 EMBED(burst_csv, "bench/baselines/h200_dense_decode.csv");
@@ -87,8 +87,8 @@ static int sustained_rows(struct row *rows)
 		struct row r = {0};
 		char peer[32];
 		double us, watts;
-		if (sscanf(at, "%31[a-z0-9],%d,%d,%d,%d,%lf,%*f,%*f,%*f,%lf", peer, &r.b, &r.s_q, &r.h_q, &r.s_k, &us, &watts) !=
-		    7)
+		if (sscanf(at, "%31[a-z0-9],%d,%d,%d,%d,%lf,%*f,%*f,%*f,%lf", peer, &r.b, &r.s_q, &r.h_q, &r.s_k, &us,
+		           &watts) != 7)
 			continue;
 		r.peer_tokens = (double)r.b * r.s_k;
 		if (strcmp(peer, "flashmla") == 0) { /* each shape has its two peers one after the other */
@@ -298,8 +298,8 @@ static double joules_per_billion(const struct figures *f)
 
 static void print_header(const char *mode)
 {
-	printf("\n%s\n%4s %3s %4s %7s %3s %8s %9s %9s %9s %9s %6s %6s %7s %6s %5s %4s", mode, "b", "s_q", "h_q", "s_k", "var",
-	       "tokens", "us", "min", "FlashMLA", "FA3", "ratio", "floor", "TFLOP/s", "TB/s", "MHz", "W");
+	printf("\n%s\n%4s %3s %4s %7s %3s %8s %9s %9s %9s %9s %6s %6s %7s %6s %5s %4s", mode, "b", "s_q", "h_q", "s_k",
+	       "var", "tokens", "us", "min", "FlashMLA", "FA3", "ratio", "floor", "TFLOP/s", "TB/s", "MHz", "W");
 	printf(strcmp(mode, "sustained") == 0 ? " %7s %7s\n" : "\n", "J/Gtok", "peer's");
 }
 
@@ -307,19 +307,22 @@ static void print_figures(const struct figures *f)
 {
 	const struct row *r = &f->row;
 	const double us = f->t.median_us;
-	printf("%4d %3d %4d %7d %3d %8.0f %9.2f %9.2f %9.2f %9.2f %6.3f %5.1f%% %7.1f %6.3f %5.0f %4.0f", r->b, r->s_q, r->h_q,
-	       r->s_k, r->varlen, f->tokens, us, f->t.min_us, r->flashmla_us, r->fa3_us, f->ratio, 100 * f->floor_share,
-	       flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e6, f->t.mhz, f->t.watts);
+	printf("%4d %3d %4d %7d %3d %8.0f %9.2f %9.2f %9.2f %9.2f %6.3f %5.1f%% %7.1f %6.3f %5.0f %4.0f", r->b, r->s_q,
+	       r->h_q, r->s_k, r->varlen, f->tokens, us, f->t.min_us, r->flashmla_us, r->fa3_us, f->ratio,
+	       100 * f->floor_share, flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e6, f->t.mhz,
+	       f->t.watts);
 	if (strcmp(f->mode, "sustained") == 0)
 		printf(" %7.0f %7.0f", joules_per_billion(f), r->flashmla_joules);
 	printf("\n");
 	fflush(stdout);
 	if (run.o.json)
-		printf("{\"backend\": \"cuda\", \"mode\": \"%s\", \"b\": %d, \"s_q\": %d, \"h_q\": %d, \"s_k\": %d, \"varlen\": %d, "
-		       "\"dtype\": \"bf16\", \"us\": %.3f, \"min_us\": %.3f, \"gbs\": %.1f, \"tflops\": %.2f, \"roof_pct\": %.1f, "
-		       "\"ratio\": %.3f, \"mhz\": %.0f, \"watts\": %.0f}\n",
-		       f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, us, f->t.min_us, bytes_of(r, f->tokens) / us / 1e3,
-		       flop_of(r, f->tokens) / us / 1e6, 100 * f->floor_share, f->ratio, f->t.mhz, f->t.watts);
+		printf(
+		    "{\"backend\": \"cuda\", \"mode\": \"%s\", \"b\": %d, \"s_q\": %d, \"h_q\": %d, \"s_k\": %d, \"varlen\": "
+		    "%d, "
+		    "\"dtype\": \"bf16\", \"us\": %.3f, \"min_us\": %.3f, \"gbs\": %.1f, \"tflops\": %.2f, \"roof_pct\": %.1f, "
+		    "\"ratio\": %.3f, \"mhz\": %.0f, \"watts\": %.0f}\n",
+		    f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, us, f->t.min_us, bytes_of(r, f->tokens) / us / 1e3,
+		    flop_of(r, f->tokens) / us / 1e6, 100 * f->floor_share, f->ratio, f->t.mhz, f->t.watts);
 	if (!run.o.csv)
 		return;
 	FILE *file = fopen(run.o.csv, "a");
@@ -327,10 +330,10 @@ static void print_figures(const struct figures *f)
 	if (ftell(file) == 0)
 		fprintf(file, "date,commit,device,driver,mode,b,s_q,h_q,s_k,varlen,kv_tokens,us,min_us,tflops,gbs,floor_us,"
 		              "flashmla_us,fa3_us,ratio,sm_mhz,watts,joules_per_gtoken\n");
-	fprintf(file, "%s,%s,%s,%s,%s,%d,%d,%d,%d,%d,%.0f,%.2f,%.2f,%.1f,%.0f,%.1f,%.2f,%.2f,%.3f,%.0f,%.0f,%.0f\n", run.date,
-	        BENCH_COMMIT, run.device, run.sensors.driver, f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, f->tokens, us,
-	        f->t.min_us, flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e3, floor_us(r, f->tokens),
-	        r->flashmla_us, r->fa3_us, f->ratio, f->t.mhz, f->t.watts, joules_per_billion(f));
+	fprintf(file, "%s,%s,%s,%s,%s,%d,%d,%d,%d,%d,%.0f,%.2f,%.2f,%.1f,%.0f,%.1f,%.2f,%.2f,%.3f,%.0f,%.0f,%.0f\n",
+	        run.date, BENCH_COMMIT, run.device, run.sensors.driver, f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen,
+	        f->tokens, us, f->t.min_us, flop_of(r, f->tokens) / us / 1e6, bytes_of(r, f->tokens) / us / 1e3,
+	        floor_us(r, f->tokens), r->flashmla_us, r->fa3_us, f->ratio, f->t.mhz, f->t.watts, joules_per_billion(f));
 	fclose(file);
 }
 
@@ -339,8 +342,8 @@ static void add_point(const struct figures *f)
 	if (run.num_points == MAX_ROWS)
 		return;
 	struct roof_point *point = &run.points[run.num_points++];
-	snprintf(point->label, sizeof(point->label), "b=%d s_q=%d h_q=%d %d%s", f->row.b, f->row.s_q, f->row.h_q, f->row.s_k,
-	         f->row.varlen ? " varlen" : "");
+	snprintf(point->label, sizeof(point->label), "b=%d s_q=%d h_q=%d %d%s", f->row.b, f->row.s_q, f->row.h_q,
+	         f->row.s_k, f->row.varlen ? " varlen" : "");
 	point->intensity = flop_of(&f->row, f->tokens) / bytes_of(&f->row, f->tokens);
 	point->tflops = flop_of(&f->row, f->tokens) / f->t.median_us / 1e6;
 	point->roof_pct = 100 * f->floor_share;
@@ -351,7 +354,8 @@ static void add_point(const struct figures *f)
 static bool selected(const struct row *r, const char *mode)
 {
 	char text[128];
-	snprintf(text, sizeof(text), "%s b=%d s_q=%d h_q=%d s_k=%d varlen=%d ", mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen);
+	snprintf(text, sizeof(text), "%s b=%d s_q=%d h_q=%d s_k=%d varlen=%d ", mode, r->b, r->s_q, r->h_q, r->s_k,
+	         r->varlen);
 	return !run.o.rows || strstr(text, run.o.rows);
 }
 
@@ -543,7 +547,7 @@ static void streaming_calls(void)
 	free(slots);
 
 #define T(i, p, type, dims, array) \
-	c.t[i] = (struct fmla_tensor) { .data = (p), .device = gpu, .ndim = (dims), .dtype = (type), .shape = (array) }
+	c.t[i] = (struct fmla_tensor){.data = (p), .device = gpu, .ndim = (dims), .dtype = (type), .shape = (array)}
 	T(0, c.partial, bf16, 5, in);
 	T(1, partial_lse, fp32, 4, in_lse);
 	T(2, c.merged, bf16, 4, out);
@@ -553,11 +557,8 @@ static void streaming_calls(void)
 	T(6, scattered, int32, 1, &n);
 	T(7, c.cache, bf16, 4, cache);
 #undef T
-	c.merge = (struct fmla_merge_args){.struct_size = sizeof(c.merge),
-	                                   .partial_out = &c.t[0],
-	                                   .partial_lse = &c.t[1],
-	                                   .out = &c.t[2],
-	                                   .lse = &c.t[3]};
+	c.merge = (struct fmla_merge_args){
+	    .struct_size = sizeof(c.merge), .partial_out = &c.t[0], .partial_lse = &c.t[1], .out = &c.t[2], .lse = &c.t[3]};
 	c.append = (struct fmla_kv_append_args){.struct_size = sizeof(c.append),
 	                                        .kv_latent = &c.t[4],
 	                                        .k_rope = &c.t[5],
@@ -627,8 +628,8 @@ static void open_device(void)
 	run.num_sms = prop.multiProcessorCount;
 	strftime(run.date, sizeof(run.date), "%Y-%m-%dT%H:%MZ", gmtime_r(&now, &utc));
 	sensors_open(&run.sensors);
-	printf("FlashMLA-C %s (%s) on %s, driver %s, %s\n", fmla_version_string(), BENCH_COMMIT, run.device, run.sensors.driver,
-	       run.date);
+	printf("FlashMLA-C %s (%s) on %s, driver %s, %s\n", fmla_version_string(), BENCH_COMMIT, run.device,
+	       run.sensors.driver, run.date);
 }
 
 static bool parse(int argc, char **argv)
@@ -666,10 +667,11 @@ static bool mode_is(const char *mode)
 int main(int argc, char **argv)
 {
 	if (!parse(argc, argv)) {
-		fprintf(stderr, "usage: bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|stream|all] [--csv FILE] [--json] "
-		                "[--svg FILE]\n"
-		                "  --rows TEXT  rows whose \"burst b=1 s_q=1 h_q=16 s_k=4096 varlen=0 \" holds TEXT\n"
-		                "  --quick      burst figures only\n");
+		fprintf(stderr,
+		        "usage: bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|stream|all] [--csv FILE] [--json] "
+		        "[--svg FILE]\n"
+		        "  --rows TEXT  rows whose \"burst b=1 s_q=1 h_q=16 s_k=4096 varlen=0 \" holds TEXT\n"
+		        "  --quick      burst figures only\n");
 		return 2;
 	}
 	struct row rows[MAX_ROWS];
@@ -687,8 +689,8 @@ int main(int argc, char **argv)
 		table("sustained", rows, sustained_rows(rows));
 	if (run.o.svg) {
 		char subtitle[384];
-		snprintf(subtitle, sizeof(subtitle), "%s, driver %s, burst, %s, %.10s", run.device, run.sensors.driver, BENCH_COMMIT,
-		         run.date);
+		snprintf(subtitle, sizeof(subtitle), "%s, driver %s, burst, %s, %.10s", run.device, run.sensors.driver,
+		         BENCH_COMMIT, run.date);
 		const struct roof_chart chart = {.title = "MLA decode, bf16, roofline",
 		                                 .subtitle = subtitle,
 		                                 .gbs = floor_gbs,

@@ -40,8 +40,8 @@ struct sensors {
 	int (*energy)(void *device, unsigned long long *millijoules);
 };
 void sensors_open(struct sensors *s);
-double sensors_mhz(const struct sensors *s);   /* SM clock now; 0: unknown */
-double sensors_watts(const struct sensors *s); /* power now; 0: unknown    */
+double sensors_mhz(const struct sensors *s);    /* SM clock now; 0: unknown */
+double sensors_watts(const struct sensors *s);  /* power now; 0: unknown    */
 double sensors_joules(const struct sensors *s); /* since the driver was loaded; 0: unknown */
 
 /* ---- timing.c ---- */

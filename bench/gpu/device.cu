@@ -79,10 +79,11 @@ static __global__ void __launch_bounds__(32, 1) read_kernel(const char *data, co
 	for (int page = blockIdx.x; page < count + SLOTS * (int)gridDim.x; page += gridDim.x, n++) {
 		const int slot = n % SLOTS;
 		if (n >= SLOTS && page - SLOTS * (int)gridDim.x < count)
-			asm volatile("{\n.reg .pred done;\nREAD_%=:\n"
-			             "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra READ_%=;\n}" ::"r"(bar[slot]),
-			             "r"((n / SLOTS - 1) & 1)
-			             : "memory");
+			asm volatile(
+			    "{\n.reg .pred done;\nREAD_%=:\n"
+			    "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra READ_%=;\n}" ::"r"(bar[slot]),
+			    "r"((n / SLOTS - 1) & 1)
+			    : "memory");
 		if (page >= count)
 			continue;
 		asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar[slot]), "r"(READ_PAGE_BYTES)
@@ -90,10 +91,11 @@ static __global__ void __launch_bounds__(32, 1) read_kernel(const char *data, co
 		const char *src = data + (size_t)pages[page] * READ_PAGE_BYTES;
 		const uint32_t dst = (uint32_t)__cvta_generic_to_shared(smem + slot * READ_PAGE_BYTES);
 		for (int i = 0; i < PIECES; i++)
-			asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-			                 dst + i * PIECE_BYTES),
-			             "l"(src + i * PIECE_BYTES), "r"(PIECE_BYTES), "r"(bar[slot])
-			             : "memory");
+			asm volatile(
+			    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+			        dst + i * PIECE_BYTES),
+			    "l"(src + i * PIECE_BYTES), "r"(PIECE_BYTES), "r"(bar[slot])
+			    : "memory");
 	}
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * SM clock, power and energy through NVML, which comes with the driver; opened at run time, so that nothing links it. */
+ * SM clock, power and energy through NVML, which comes with the driver; opened at run time, so that nothing links it.
+ */
 #include "bench.h"
 
 #include <dlfcn.h>

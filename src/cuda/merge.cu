@@ -2,13 +2,13 @@
  *
  * merge.cu - fmla_merge on the GPU: n partial results of a row into one.
  *
- * What      m = max lse_j, w_j = exp(lse_j - m), out = sum w_j out_j / sum w_j; an infinite lse_j marks an empty partial
- * Work      a warp owns 512 values of an output row, a lane two vectors of eight
- * Loop      BATCH partials per turn: all their loads are requested before the first is used, then one rescale of the
- *           running sum.  One pass and a fixed order: every byte is read once, and results never vary
- * Bound by  DRAM, if instructions are few: what belongs to a row (addresses, weights) is worked out once a warp for
- *           several kilobytes.  Half a row a warp, with divisions instead of multiplications, ran at 56 % of a copy's
- *           rate for n = 2, and so did CTAs that stay and request the next row early */
+ * What      m = max lse_j, w_j = exp(lse_j - m), out = sum w_j out_j / sum w_j; an infinite lse_j marks an empty
+ * partial Work      a warp owns 512 values of an output row, a lane two vectors of eight Loop      BATCH partials per
+ * turn: all their loads are requested before the first is used, then one rescale of the running sum.  One pass and a
+ * fixed order: every byte is read once, and results never vary Bound by  DRAM, if instructions are few: what belongs to
+ * a row (addresses, weights) is worked out once a warp for several kilobytes.  Half a row a warp, with divisions
+ * instead of multiplications, ran at 56 % of a copy's rate for n = 2, and so did CTAs that stay and request the next
+ * row early */
 #include "kernels.h"
 #include "launch.cuh"
 #include "vector.cuh"
@@ -120,8 +120,7 @@ DEV void merge_row(const struct merge_params &p, int wide)
 	const uint32_t h = row - bs * p.h_q.d, s = bs - b * p.s_q.d;
 	const uint32_t column = (task - row * p.row_tasks.d) * ROW_VALUES + lane * 8;
 	const bool first = column < m.d_v, second = column + 256 < m.d_v;
-	const uint8_t *in =
-	    (const uint8_t *)m.in + (b * m.in_b + s * m.in_s + h * m.in_h + column) * (wide ? 4 : 2);
+	const uint8_t *in = (const uint8_t *)m.in + (b * m.in_b + s * m.in_s + h * m.in_h + column) * (wide ? 4 : 2);
 	const float *in_lse = m.in_lse + b * m.in_lse_b + h * m.in_lse_h + s * m.in_lse_s;
 	struct sum sum = {{{0}}, -INFINITY, 0};
 	for (int64_t j = 0; j < m.n; j += batch) {
@@ -147,14 +146,12 @@ DEV void merge_row(const struct merge_params &p, int wide)
 		m.lse[b * m.lse_b + h * m.lse_h + s * m.lse_s] = lse;
 }
 
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
-    fmla_merge_16(const __grid_constant__ struct merge_params p)
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS) fmla_merge_16(const __grid_constant__ struct merge_params p)
 {
 	merge_row(p, 0);
 }
 
-extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
-    fmla_merge_32(const __grid_constant__ struct merge_params p)
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS) fmla_merge_32(const __grid_constant__ struct merge_params p)
 {
 	merge_row(p, 1);
 }
@@ -184,6 +181,6 @@ extern "C" cudaError_t fmla_launch_merge(const struct merge_problem *m, cudaStre
 	p.row_tasks = divisor_of(row_tasks);
 	p.out_aligned = aligned16(m->out, m->out_b, m->out_s, m->out_h, m->out_type == TYPE_FP32 ? 4 : 2);
 	const uint32_t warps = MERGE_THREADS / 32;
-	return launch((const void *)(m->in_type == TYPE_FP32 ? fmla_merge_32 : fmla_merge_16), (p.tasks + warps - 1) / warps,
-	              MERGE_THREADS, 0, stream, &p);
+	return launch((const void *)(m->in_type == TYPE_FP32 ? fmla_merge_32 : fmla_merge_16),
+	              (p.tasks + warps - 1) / warps, MERGE_THREADS, 0, stream, &p);
 }

@@ -92,6 +92,7 @@ extern "C" cudaError_t fmla_launch_plan(const struct decode_params *p, struct pa
 {
 	if (p->num_parts > MAX_PARTS)
 		return cudaErrorInvalidValue;
-	fmla_plan_rows<<<1, p->b <= FEW_REQUESTS ? PLAN_THREADS_FEW : PLAN_THREADS, 0, stream>>>(*p, rows, num_rows, splits);
+	fmla_plan_rows<<<1, p->b <= FEW_REQUESTS ? PLAN_THREADS_FEW : PLAN_THREADS, 0, stream>>>(*p, rows, num_rows,
+	                                                                                         splits);
 	return cudaGetLastError();
 }

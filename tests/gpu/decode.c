@@ -11,26 +11,37 @@
 /* clang-format off */
 const char *const gpu_cases[] = {
 	/* row counts between the tiles, several row tiles, several KV heads beside several row tiles */
-	"h_q=24 b=3 varlen=1 s_k=500", "h_q=100 b=3 varlen=1 s_k=500 dtype=fp16", "h_q=130 b=3 varlen=1 s_k=400 wild=1",
-	"h_q=160 h_kv=2 b=3 varlen=1 s_k=400", "h_q=260 h_kv=2 s_q=2 s_k=300 b=2", "h_q=5 h_kv=5 s_q=3 b=4 varlen=1 dtype=fp16",
+	"h_q=24 b=3 varlen=1 s_k=500", "h_q=100 b=3 varlen=1 s_k=500 dtype=fp16",
+	"h_q=130 b=3 varlen=1 s_k=400 wild=1",
+	"h_q=160 h_kv=2 b=3 varlen=1 s_k=400", "h_q=260 h_kv=2 s_q=2 s_k=300 b=2",
+	"h_q=5 h_kv=5 s_q=3 b=4 varlen=1 dtype=fp16",
 	"s_q=300 h_q=4 s_k=300", "s_q=128 h_q=3 s_k=200 b=2 dtype=fp16", "s_q=40 ragged=1 b=6 varlen=1 h_q=2 h_kv=2",
 	/* pages of every kind for tiles of 8, 32 and 64 rows */
-	"page=1 h_q=64 s_k=200 b=2", "page=2 h_q=8 varlen=1 b=5 wild=1", "page=8 s_k=500 b=3 varlen=1", "page=16 h_q=128 s_k=700 b=3 varlen=1",
-	"page=24 s_k=500 b=3 varlen=1", "page=48 h_q=64 s_q=2 s_k=700 b=3 varlen=1", "page=32 h_q=32 h_kv=2 s_k=900 b=2 varlen=1",
-	"page=96 s_k=1000 b=3 varlen=1 h_q=32", "page=128 h_q=128 s_k=1000 b=3 varlen=1 wild=1", "page=192 s_k=1000 b=3 varlen=1 h_q=64",
-	"page=256 h_q=128 dtype=fp16 s_k=1000 b=3 varlen=1", "page=1000 s_k=2500 b=3 varlen=1", "page=4096 s_k=5000 h_q=8",
+	"page=1 h_q=64 s_k=200 b=2", "page=2 h_q=8 varlen=1 b=5 wild=1", "page=8 s_k=500 b=3 varlen=1",
+	"page=16 h_q=128 s_k=700 b=3 varlen=1",
+	"page=24 s_k=500 b=3 varlen=1", "page=48 h_q=64 s_q=2 s_k=700 b=3 varlen=1",
+	"page=32 h_q=32 h_kv=2 s_k=900 b=2 varlen=1",
+	"page=96 s_k=1000 b=3 varlen=1 h_q=32", "page=128 h_q=128 s_k=1000 b=3 varlen=1 wild=1",
+	"page=192 s_k=1000 b=3 varlen=1 h_q=64",
+	"page=256 h_q=128 dtype=fp16 s_k=1000 b=3 varlen=1", "page=1000 s_k=2500 b=3 varlen=1",
+	"page=4096 s_k=5000 h_q=8",
 	"page=16 dqk=512 h_q=128 s_k=500", "page=64 dqk=512 h_q=64 s_q=2 b=3 varlen=1 s_k=500 dtype=fp16",
 	/* windows across tiles and splits */
-	"window=64 h_q=128 s_q=2 b=4 varlen=1 s_k=900", "window=300 h_q=64 page=16 b=4 varlen=1 s_k=900", "window=10 s_q=20 h_q=2 s_k=300",
+	"window=64 h_q=128 s_q=2 b=4 varlen=1 s_k=900", "window=300 h_q=64 page=16 b=4 varlen=1 s_k=900",
+	"window=10 s_q=20 h_q=2 s_k=300",
 	"window=2000 s_k=5000 dtype=fp16", "window=1000 s_k=70000 h_q=1",
 	/* batches around the number of SMs; few requests on many parts; one long request among short ones */
-	"b=131 s_k=200 h_q=4 varlen=1", "b=132 s_k=200 h_q=4", "b=133 s_k=200 h_q=4 varlen=1 dtype=fp16", "b=264 s_k=130 h_q=3 page=16",
-	"b=2 s_k=4001 h_q=8 s_q=2", "b=3 s_k=5000 h_q=4 page=16 dtype=fp16", "b=1 s_k=9000 h_q=4 h_kv=4", "b=1 s_k=3000 h_q=128 dtype=fp16",
+	"b=131 s_k=200 h_q=4 varlen=1", "b=132 s_k=200 h_q=4", "b=133 s_k=200 h_q=4 varlen=1 dtype=fp16",
+	"b=264 s_k=130 h_q=3 page=16",
+	"b=2 s_k=4001 h_q=8 s_q=2", "b=3 s_k=5000 h_q=4 page=16 dtype=fp16", "b=1 s_k=9000 h_q=4 h_kv=4",
+	"b=1 s_k=3000 h_q=128 dtype=fp16",
 	"b=5 s_k=20000 h_q=2 varlen=1", "b=1 s_k=40000 h_q=1", "b=67 s_k=300 h_q=64 varlen=1",
 	/* sinks and the two empty values with several tiles and splits */
-	"sink=1 h_q=128 s_k=3000", "sink=1 h_q=64 s_q=2 b=5 varlen=1 s_k=500 wild=1", "sink=1 h_q=8 s_k=6000 peak=20", "neg_inf=1 h_q=128 s_q=3 b=9 varlen=1 s_k=70",
+	"sink=1 h_q=128 s_k=3000", "sink=1 h_q=64 s_q=2 b=5 varlen=1 s_k=500 wild=1", "sink=1 h_q=8 s_k=6000 peak=20",
+	"neg_inf=1 h_q=128 s_q=3 b=9 varlen=1 s_k=70",
 	/* scores that grow along the keys' tiles, one-hot, and flat */
-	"peak=300 h_q=128 s_k=2000", "peak=2000 s_k=700", "peak=1000 h_q=64 dtype=fp16 s_k=700", "peak=0 h_q=128 s_k=500", "peak=0 s_k=3000",
+	"peak=300 h_q=128 s_k=2000", "peak=2000 s_k=700", "peak=1000 h_q=64 dtype=fp16 s_k=700",
+	"peak=0 h_q=128 s_k=500", "peak=0 s_k=3000",
 	/* b past every small limit */
 	"b=20000 s_k=12 h_q=2 page=4 varlen=1", "b=65536 s_k=3 h_q=1 page=1 varlen=1", "b=12000 s_k=5 h_q=16 page=8",
 	"b=3000 s_q=4 ragged=1 h_q=4 s_k=100 varlen=1",
@@ -203,9 +214,9 @@ static bool graph(fmla_ctx *gpu, struct job *job)
 	for (int replay = 0; ok && replay < 7; replay++) {
 		for (int64_t i = 0; i < job->data.c.b; i++) /* full, shorter ones, none at all, full again */
 			lens[i] = replay % 6 == 0 ? (int32_t)job->data.c.s_k
-			          : replay == 3   ? 0
-			                          : (int32_t)(random_bits((uint64_t)replay, (uint64_t)i) %
-                                              (uint64_t)(job->data.c.s_k + 1));
+			          : replay == 3
+			              ? 0
+			              : (int32_t)(random_bits((uint64_t)replay, (uint64_t)i) % (uint64_t)(job->data.c.s_k + 1));
 		ok = job_reference(job) && job_upload_tensor(job, DATA_LENS) && job_poison(job) &&
 		     (cudaGraphLaunch(exec, stream) == cudaSuccess || fail("the graph was not launched")) &&
 		     (job_compare(job, "replay") || fail("replay %d", replay));
@@ -249,7 +260,8 @@ static bool pages(fmla_ctx *gpu, struct job *job)
 	EXPECT(fmla_decode(gpu, &job->args) == FMLA_ERR_PAGE, "FMLA_CHECK_PAGES found nothing");
 	EXPECT(strstr(fmla_last_error(gpu), "1"), "no coordinates in '%s'", fmla_last_error(gpu));
 	for (int v = 0; v < 4; v++) /* entries that no length reaches may be wrong */
-		((int32_t *)(void *)job->data.tensors[DATA_LENS].host)[2 * v + 1] = v % 2 ? (int32_t)(c->page * ((c->s_k - 1) / c->page)) : 0;
+		((int32_t *)(void *)job->data.tensors[DATA_LENS].host)[2 * v + 1] =
+		    v % 2 ? (int32_t)(c->page * ((c->s_k - 1) / c->page)) : 0;
 	if (!job_reference(job) || !job_upload(job, gpu))
 		return false;
 	job->args.flags |= FMLA_CHECK_PAGES;
@@ -304,8 +316,8 @@ static bool huge(fmla_ctx *gpu, struct job *job)
 	whole.shape = shape;
 	whole.data = cache;
 	job->args.kv_cache = &whole;
-	const bool ok = (fmla_decode(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu))) &&
-	                job_compare(job, "high pages");
+	const bool ok =
+	    (fmla_decode(gpu, &job->args) == FMLA_OK || fail("%s", fmla_last_error(gpu))) && job_compare(job, "high pages");
 	cudaFree(cache);
 	return ok;
 }

@@ -147,8 +147,9 @@ static bool test_rows(fmla_ctx *gpu, const void *arg)
 /* ---- wrong plans ---- */
 
 enum wrong { OWN, PADDED, STALE, GARBAGE, ZERO, UNTAGGED, OTHER_BATCH, WRONGS };
-static const char *const wrong_names[WRONGS] = {"own plan",    "padded plan",   "stale plan",         "plan of random bits",
-                                                "zeroed plan", "untagged plan", "plan of another batch"};
+static const char *const wrong_names[WRONGS] = {
+    "own plan",    "padded plan",   "stale plan",           "plan of random bits",
+    "zeroed plan", "untagged plan", "plan of another batch"};
 
 /* What a plan buffer may hold by accident. */
 static void spoil(enum wrong kind, struct data_tensor *rows, struct data_tensor *splits, int32_t b)
@@ -158,7 +159,9 @@ static void spoil(enum wrong kind, struct data_tensor *rows, struct data_tensor 
 	for (int64_t i = 0; i < n * PLAN_FIELDS; i++)
 		r[i] = kind == GARBAGE ? (int32_t)random_bits(1, (uint64_t)i) : 0;
 	for (int64_t i = 0; i <= b; i++)
-		s[i] = kind == GARBAGE ? (int32_t)random_bits(2, (uint64_t)i) : kind == ZERO ? 0 : (int32_t)(i > b / 2 ? b / 2 : i);
+		s[i] = kind == GARBAGE ? (int32_t)random_bits(2, (uint64_t)i)
+		       : kind == ZERO  ? 0
+		                       : (int32_t)(i > b / 2 ? b / 2 : i);
 	for (int64_t p = 0; p < n && (kind == UNTAGGED || kind == OTHER_BATCH); p++) {
 		const int32_t untagged[PLAN_FIELDS] = {p ? b : 0, 0, b - 1, 1000, 0, 0, 0, 0}; /* another field order */
 		const int32_t other[PLAN_FIELDS] = {b + (int32_t)p, b + (int32_t)p + 1, 0, 9, 0, 1, 1, PLAN_TAG};

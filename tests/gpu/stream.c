@@ -73,7 +73,10 @@ static void make_merge(const struct merge_case *c, struct data_tensor *t)
 						          (float)random_normal(3, i * 8192 + (uint64_t)d));
 				}
 	for (int64_t h = 0; h < c->h_q; h++)
-		value_set(fp32, t[SINK].host, h, h == 1 ? INFINITY : h == 2 ? -INFINITY : 4 * (float)random_normal(4, (uint64_t)h));
+		value_set(fp32, t[SINK].host, h,
+		          h == 1   ? INFINITY
+		          : h == 2 ? -INFINITY
+		                   : 4 * (float)random_normal(4, (uint64_t)h));
 }
 
 static bool run_merge(fmla_ctx *gpu, fmla_ctx *ref, const struct merge_case *c, struct data_tensor *t,
@@ -97,9 +100,11 @@ static bool run_merge(fmla_ctx *gpu, fmla_ctx *ref, const struct merge_case *c, 
 	a.lse = c->no_lse ? NULL : &g[LSE].t;
 	EXPECT_OK(gpu, fmla_merge(gpu, &a));
 	/* fp32 sums against double ones, then one rounding to the output's type. */
-	const struct limits fine = {.abs = 5e-6, .rel = 1e-5, .cos = 1e-9}, coarse = {.abs = 1e-5, .rel = 0.0079, .cos = 5e-6};
+	const struct limits fine = {.abs = 5e-6, .rel = 1e-5, .cos = 1e-9},
+	                    coarse = {.abs = 1e-5, .rel = 0.0079, .cos = 5e-6};
 	const struct limits lse = {.abs = 2e-6, .rel = 1e-6, .cos = 0};
-	return gpu_same(&g[OUT], &t[OUT], c->out->bits == 32 ? fine : coarse, "out") && gpu_same(&g[LSE], &t[LSE], lse, "lse");
+	return gpu_same(&g[OUT], &t[OUT], c->out->bits == 32 ? fine : coarse, "out") &&
+	       gpu_same(&g[LSE], &t[LSE], lse, "lse");
 }
 
 static bool test_merge(fmla_ctx *gpu, const void *arg)
@@ -196,10 +201,10 @@ static bool test_append(fmla_ctx *gpu, const void *arg)
 
 /* ---- the list ---- */
 
-#define ROWS .n = 2, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512
-#define MERGE(...) (&(const struct merge_case){__VA_ARGS__})
+#define ROWS        .n = 2, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512
+#define MERGE(...)  (&(const struct merge_case){__VA_ARGS__})
 #define APPEND(...) (&(const struct append_case){__VA_ARGS__})
-#define CACHE .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 9, .page = 64
+#define CACHE       .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 9, .page = 64
 
 const struct test stream_tests[] = {
     {"merge bf16", test_merge, MERGE(ROWS, .in = &bf16, .out = &bf16, .empty = 1), true},
@@ -207,31 +212,44 @@ const struct test stream_tests[] = {
     {"merge fp32", test_merge, MERGE(ROWS, .in = &fp32, .out = &fp32, .empty = 1), true},
     {"merge fp32 to bf16", test_merge, MERGE(ROWS, .in = &fp32, .out = &bf16, .neg_inf = 1, .empty = 1), false},
     {"merge fp16 to fp32", test_merge, MERGE(ROWS, .in = &fp16, .out = &fp32), false},
-    {"merge none", test_merge, MERGE(.n = 0, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512, .in = &bf16, .out = &bf16), false},
-    {"merge one", test_merge, MERGE(.n = 1, .b = 3, .s_q = 1, .h_q = 9, .d_v = 512, .in = &bf16, .out = &bf16, .empty = 1), false},
-    {"merge 37", test_merge, MERGE(.n = 37, .b = 3, .s_q = 2, .h_q = 5, .d_v = 512, .in = &fp32, .out = &fp32, .empty = 1), false},
+    {"merge none", test_merge, MERGE(.n = 0, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512, .in = &bf16, .out = &bf16),
+     false},
+    {"merge one", test_merge,
+     MERGE(.n = 1, .b = 3, .s_q = 1, .h_q = 9, .d_v = 512, .in = &bf16, .out = &bf16, .empty = 1), false},
+    {"merge 37", test_merge,
+     MERGE(.n = 37, .b = 3, .s_q = 2, .h_q = 5, .d_v = 512, .in = &fp32, .out = &fp32, .empty = 1), false},
     {"merge with sinks", test_merge, MERGE(ROWS, .in = &bf16, .out = &bf16, .empty = 1, .sink = 1), false},
     {"merge without lse", test_merge, MERGE(ROWS, .in = &bf16, .out = &bf16, .no_lse = 1), false},
-    {"merge a NaN lse", test_merge, MERGE(.n = 6, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512, .in = &bf16, .out = &bf16, .nan = 1), false},
+    {"merge a NaN lse", test_merge,
+     MERGE(.n = 6, .b = 3, .s_q = 2, .h_q = 16, .d_v = 512, .in = &bf16, .out = &bf16, .nan = 1), false},
     {"merge strided", test_merge, MERGE(ROWS, .in = &bf16, .out = &bf16, .strided = 1, .sink = 1, .empty = 1), false},
     {"merge strided fp32", test_merge, MERGE(ROWS, .in = &fp32, .out = &fp32, .strided = 1), false},
     {"merge to unaligned rows", test_merge, MERGE(ROWS, .in = &fp16, .out = &fp16, .odd = 1, .strided = 1), true},
     {"merge to unaligned fp32 rows", test_merge, MERGE(ROWS, .in = &bf16, .out = &fp32, .odd = 1), false},
     {"merge d_v 8", test_merge, MERGE(.n = 3, .b = 50, .s_q = 1, .h_q = 7, .d_v = 8, .in = &bf16, .out = &bf16), false},
-    {"merge d_v 24", test_merge, MERGE(.n = 3, .b = 5, .s_q = 1, .h_q = 7, .d_v = 24, .in = &bf16, .out = &bf16), false},
-    {"merge d_v 4096", test_merge, MERGE(.n = 3, .b = 2, .s_q = 2, .h_q = 3, .d_v = 4096, .in = &fp32, .out = &bf16), false},
-    {"merge 6,000 rows", test_merge, MERGE(.n = 2, .b = 60, .s_q = 1, .h_q = 100, .d_v = 512, .in = &bf16, .out = &bf16), false},
-    {"merge no row", test_merge, MERGE(.n = 2, .b = 0, .s_q = 1, .h_q = 100, .d_v = 512, .in = &bf16, .out = &bf16), false},
+    {"merge d_v 24", test_merge, MERGE(.n = 3, .b = 5, .s_q = 1, .h_q = 7, .d_v = 24, .in = &bf16, .out = &bf16),
+     false},
+    {"merge d_v 4096", test_merge, MERGE(.n = 3, .b = 2, .s_q = 2, .h_q = 3, .d_v = 4096, .in = &fp32, .out = &bf16),
+     false},
+    {"merge 6,000 rows", test_merge,
+     MERGE(.n = 2, .b = 60, .s_q = 1, .h_q = 100, .d_v = 512, .in = &bf16, .out = &bf16), false},
+    {"merge no row", test_merge, MERGE(.n = 2, .b = 0, .s_q = 1, .h_q = 100, .d_v = 512, .in = &bf16, .out = &bf16),
+     false},
     {"append bf16", test_append, APPEND(CACHE, .n = 100, .type = &bf16), true},
     {"append fp16, 64-bit slots", test_append, APPEND(CACHE, .n = 100, .type = &fp16, .slots_64 = 1), false},
     {"append rows [n, d]", test_append, APPEND(CACHE, .n = 300, .type = &bf16, .flat = 1, .slots_64 = 1), false},
-    {"append page 1", test_append, APPEND(.n = 100, .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 500, .page = 1, .type = &bf16), false},
-    {"append without rope", test_append, APPEND(.n = 100, .h_kv = 1, .d_latent = 512, .pages = 9, .page = 64, .type = &bf16), false},
-    {"append 3 heads", test_append, APPEND(.n = 100, .h_kv = 3, .d_latent = 512, .d_rope = 64, .pages = 40, .page = 16, .type = &bf16), false},
+    {"append page 1", test_append,
+     APPEND(.n = 100, .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 500, .page = 1, .type = &bf16), false},
+    {"append without rope", test_append,
+     APPEND(.n = 100, .h_kv = 1, .d_latent = 512, .pages = 9, .page = 64, .type = &bf16), false},
+    {"append 3 heads", test_append,
+     APPEND(.n = 100, .h_kv = 3, .d_latent = 512, .d_rope = 64, .pages = 40, .page = 16, .type = &bf16), false},
     {"append strided", test_append, APPEND(CACHE, .n = 100, .type = &bf16, .strided = 1, .slots_64 = 1), false},
     {"append unaligned", test_append, APPEND(CACHE, .n = 100, .type = &fp16, .odd = 1), true},
-    {"append odd widths", test_append, APPEND(.n = 100, .h_kv = 2, .d_latent = 5, .d_rope = 3, .pages = 30, .page = 7, .type = &bf16), false},
-    {"append 5,000 rows", test_append, APPEND(.n = 5000, .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 100, .page = 64, .type = &bf16), false},
+    {"append odd widths", test_append,
+     APPEND(.n = 100, .h_kv = 2, .d_latent = 5, .d_rope = 3, .pages = 30, .page = 7, .type = &bf16), false},
+    {"append 5,000 rows", test_append,
+     APPEND(.n = 5000, .h_kv = 1, .d_latent = 512, .d_rope = 64, .pages = 100, .page = 64, .type = &bf16), false},
     {"append one row", test_append, APPEND(CACHE, .n = 1, .type = &bf16), false},
     {"append no row", test_append, APPEND(CACHE, .n = 0, .type = &bf16), false},
     {NULL, NULL, NULL, false},
