@@ -26,6 +26,20 @@ DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 	return row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
+/* Keys [lo, hi) that a row's query token sees. */
+struct span {
+	int lo, hi;
+};
+
+DEV struct span visible(const struct decode_params &p, const struct piece &piece, int s)
+{
+	const int diagonal = piece.len - piece.tokens + s + 1; /* exclusive end under the causal rule */
+	struct span v = {0, p.causal ? diagonal : piece.len};
+	if (p.window > 0 && diagonal > p.window)
+		v.lo = diagonal - (int)p.window;
+	return v;
+}
+
 /* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
  * A page index out of range is not loaded; *bad_tile tells whether there was one. */
 DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
@@ -36,22 +50,24 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 	const int left = piece.len - first;
 	const int tokens = left < BLOCK ? left : BLOCK;
 	const int boxes = (tokens + p.box_tokens - 1) / p.box_tokens; /* along the tokens, 1 .. 64 */
+	/* Boxes before the first key that anybody sees: their table entries may hold anything. */
+	const int hidden = visible(p, piece, 0).lo - first, skip = hidden > 0 ? hidden / p.box_tokens : 0;
 	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
 	int page[2] = {0, 0}, row[2] = {0, 0}; /* of boxes lane and lane + 32 */
 	unsigned good[2];
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		const int box = lane + 32 * i;
-		if (box < boxes) {
+		if (box >= skip && box < boxes) {
 			const int token = first + box * p.box_tokens;
 			page[i] = table[token / p.page];
 			row[i] = token % p.page;
 		}
-		good[i] = __ballot_sync(0xffffffff, box < boxes && (unsigned)page[i] < (unsigned)p.num_pages);
+		good[i] = __ballot_sync(0xffffffff, box >= skip && box < boxes && (unsigned)page[i] < (unsigned)p.num_pages);
 	}
 	const int loaded = __popc(good[0]) + __popc(good[1]);
 	if (lane == 0) /* before its arrival on group 0, which publishes it */
-		*bad_tile = loaded != boxes;
+		*bad_tile = loaded != boxes - skip;
 	if (lane < GROUPS) {
 		/* A box of three slices counts all its bytes, also where it is clipped at the end of a row without rope. */
 		const int rest = p.slices - lane * GROUP_SLICES;
@@ -66,7 +82,7 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
 			            kv_head, page0, policy);
 		return;
 	}
-	for (int box = 0; box < boxes; box++) {
+	for (int box = skip; box < boxes; box++) {
 		const int i = box >> 5, from = box & 31;
 		const int page_b = __shfl_sync(0xffffffff, i ? page[1] : page[0], from);
 		const int row_b = __shfl_sync(0xffffffff, i ? row[1] : row[0], from);
@@ -206,20 +222,6 @@ DEV void copy_q(const struct decode_params &p, const struct piece &piece, int kv
 	copy_async_wait();
 }
 
-/* Keys [lo, hi) that a row's query token sees. */
-struct span {
-	int lo, hi;
-};
-
-DEV struct span visible(const struct decode_params &p, const struct piece &piece, int s)
-{
-	const int diagonal = piece.len - piece.tokens + s + 1; /* exclusive end under the causal rule */
-	struct span v = {0, p.causal ? diagonal : piece.len};
-	if (p.window > 0 && diagonal > p.window)
-		v.lo = diagonal - (int)p.window;
-	return v;
-}
-
 /* Keys in [all_lo, all_hi) are seen by every row of the piece, keys outside of [any_lo, len) by none. */
 struct bounds {
 	int all_lo, all_hi, any_lo;
@@ -246,7 +248,9 @@ DEV void store_two(const struct decode_params &p, uint16_t *dst, uint32_t two)
 DEV float sink_factor(const struct decode_params &p, int head, float lse2)
 {
 	const float log2e = 1.4426950408889634f;
-	return p.attn_sink ? __fdividef(1.0f, 1.0f + exp2f(p.attn_sink[head] * log2e - lse2)) : 1.0f;
+	if (!p.attn_sink || lse2 == -INFINITY) /* an empty row stays 0, also beside a sink of -inf */
+		return 1.0f;
+	return __fdividef(1.0f, 1.0f + exp2f(p.attn_sink[head] * log2e - lse2));
 }
 
 DEV float natural_lse(const struct decode_params &p, float lse2)
