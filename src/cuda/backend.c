@@ -330,11 +330,35 @@ static fmla_status launch_plan(struct fmla_ctx *ctx, const struct problem *p)
 	return FMLA_OK;
 }
 
+/* FMLA_CHECK_PAGES: the only call that waits for the device.  The answer passes through the workspace. */
+static fmla_status check_pages(struct fmla_ctx *ctx, const struct problem *p, const struct decode_params *d)
+{
+	enum cudaStreamCaptureStatus capturing;
+	uint64_t first = UINT64_MAX;
+	int32_t page;
+	TRY_CUDA(ctx, cudaStreamIsCapturing(p->stream, &capturing));
+	REQUIRE(ctx, capturing == cudaStreamCaptureStatusNone, "FMLA_CHECK_PAGES waits for the device: not in a graph");
+	TRY_CUDA(ctx, cudaMemsetAsync(p->workspace, 0xff, sizeof(first), p->stream));
+	TRY_CUDA(ctx, fmla_launch_check_pages(d, p->workspace, p->stream));
+	TRY_CUDA(ctx, cudaMemcpyAsync(&first, p->workspace, sizeof(first), cudaMemcpyDeviceToHost, p->stream));
+	TRY_CUDA(ctx, cudaStreamSynchronize(p->stream));
+	if (first == UINT64_MAX)
+		return FMLA_OK;
+	const int64_t req = (int64_t)(first >> 32), entry = (int64_t)(first & UINT32_MAX);
+	TRY_CUDA(ctx, cudaMemcpyAsync(&page, p->block_table + req * p->table_stride + entry, sizeof(page),
+	                              cudaMemcpyDeviceToHost, p->stream));
+	TRY_CUDA(ctx, cudaStreamSynchronize(p->stream));
+	return fmla_fail(ctx, FMLA_ERR_PAGE, "block_table[%lld, %lld] is %d, kv_cache has %lld pages", (long long)req,
+	                 (long long)entry, page, (long long)p->num_pages);
+}
+
 static fmla_status launch_decode(struct fmla_ctx *ctx, const struct problem *p)
 {
 	const struct decode_params d = params_of(ctx, p);
 	const int fp16 = p->type == TYPE_FP16;
 	CUtensorMap map;
+	if (p->check_pages)
+		TRY(check_pages(ctx, p, &d));
 	TRY(encode_map(ctx, p, &d));
 	memcpy(&map, state_of(ctx)->map, sizeof(map));
 	if (d.tile_rows == 64)

@@ -80,6 +80,8 @@ cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int 
  * walk.cuh reads to find a part: b, s_q, lengths, max_len, window, num_parts, costs. */
 cudaError_t fmla_launch_plan(const struct decode_params *p, struct part *rows, int64_t num_rows, int32_t *splits,
                              cudaStream_t stream);
+/* pages.cu: *first (device memory, all ones before) becomes request << 32 | entry of the first wrong page. */
+cudaError_t fmla_launch_check_pages(const struct decode_params *p, uint64_t *first, cudaStream_t stream);
 /* merge.cu, append.cu. */
 cudaError_t fmla_launch_merge(const struct merge_problem *p, cudaStream_t stream);
 cudaError_t fmla_launch_append(const struct append_problem *p, cudaStream_t stream);
