@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 					const struct boxes boxes = find_boxes(p, piece, block);
 					mbar_wait(smem_addr(&bar_empty[slot][LEFT]), parity);
 					if (lane == 0) /* before the arrival on LEFT, which publishes it */
-						bad_tile[slot] = boxes.loaded != boxes.count;
+						bad_tile[slot] = boxes.loaded != boxes.end - boxes.begin;
 					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][LEFT]), 0, V_SLICES / 2,
 					            policy);
 					mbar_wait(smem_addr(&bar_empty[slot][RIGHT]), parity);

@@ -27,7 +27,7 @@ DEV void load_slices(const struct decode_params &p, const CUtensorMap *map, cons
 		mbar_expect_tx(bar, (uint32_t)(boxes.loaded * p.box_tokens * 128 * count));
 	__syncwarp();
 #pragma unroll 1
-	for (int box = 0; box < boxes.count; box++) {
+	for (int box = boxes.begin; box < boxes.end; box++) {
 		const int i = box >> 5, from = box & 31;
 		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
 		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);

@@ -40,61 +40,10 @@ DEV struct span visible(const struct decode_params &p, const struct piece &piece
 	return v;
 }
 
-/* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
- * A page index out of range is not loaded; *bad_tile tells whether there was one. */
-DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
-                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
-{
-	const int lane = threadIdx.x & 31;
-	const int first = block * BLOCK; /* token */
-	const int left = piece.len - first;
-	const int tokens = left < BLOCK ? left : BLOCK;
-	const int boxes = (tokens + p.box_tokens - 1) / p.box_tokens; /* along the tokens, 1 .. 64 */
-	/* Boxes before the first key that anybody sees: their table entries may hold anything. */
-	const int hidden = visible(p, piece, 0).lo - first, skip = hidden > 0 ? hidden / p.box_tokens : 0;
-	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
-	int page[2] = {0, 0}, row[2] = {0, 0}; /* of boxes lane and lane + 32 */
-	unsigned good[2];
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		const int box = lane + 32 * i;
-		if (box >= skip && box < boxes) {
-			const int token = first + box * p.box_tokens;
-			page[i] = table[token / p.page];
-			row[i] = token % p.page;
-		}
-		good[i] = __ballot_sync(0xffffffff, box >= skip && box < boxes && (unsigned)page[i] < (unsigned)p.num_pages);
-	}
-	const int loaded = __popc(good[0]) + __popc(good[1]);
-	if (lane == 0) /* before its arrival on group 0, which publishes it */
-		*bad_tile = loaded != boxes - skip;
-	if (lane < GROUPS) {
-		/* A box of three slices counts all its bytes, also where it is clipped at the end of a row without rope. */
-		const int rest = p.slices - lane * GROUP_SLICES;
-		const int slices = rest < GROUP_SLICES && p.box_slices == 1 ? rest : GROUP_SLICES;
-		mbar_expect_tx(full + 8 * lane, (uint32_t)(loaded * p.box_tokens * 128 * slices));
-	}
-	__syncwarp();
-	if (p.box_slices == GROUP_SLICES) { /* one page holds the tile: a box is a group of slices */
-		const int page0 = __shfl_sync(0xffffffff, page[0], 0), row0 = __shfl_sync(0xffffffff, row[0], 0);
-		if (lane < GROUPS && loaded)
-			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row0, lane * GROUP_SLICES,
-			            kv_head, page0, policy);
-		return;
-	}
-	for (int box = skip; box < boxes; box++) {
-		const int i = box >> 5, from = box & 31;
-		const int page_b = __shfl_sync(0xffffffff, i ? page[1] : page[0], from);
-		const int row_b = __shfl_sync(0xffffffff, i ? row[1] : row[0], from);
-		if (lane < p.slices && ((i ? good[1] : good[0]) >> from & 1))
-			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
-			            row_b, lane, kv_head, page_b, policy);
-	}
-}
-
-/* Where the tokens of a tile lie: `count` boxes of box_tokens tokens, box n described by lane n % 32, entry n / 32. */
+/* Where the tokens of a tile lie: boxes [begin, end) of box_tokens tokens, box n described by lane n % 32, entry n / 32.
+ * Boxes before the first key that anybody sees are left out: their table entries may hold anything. */
 struct boxes {
-	int count, loaded; /* boxes with a valid page index */
+	int begin, end, loaded; /* loaded: of them, boxes with a valid page index */
 	int page[2], row[2];
 	unsigned good[2]; /* bit n: box n may be loaded */
 };
@@ -102,21 +51,57 @@ struct boxes {
 DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &piece, int block)
 {
 	const int lane = threadIdx.x & 31, first = block * BLOCK, left = piece.len - first;
+	const int hidden = visible(p, piece, 0).lo - first;
 	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
 	struct boxes b;
-	b.count = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) / p.box_tokens;
+	b.begin = hidden > 0 ? hidden / p.box_tokens : 0;
+	b.end = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) / p.box_tokens;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		const int box = lane + 32 * i, token = first + box * p.box_tokens;
+		const bool used = box >= b.begin && box < b.end;
 		b.page[i] = b.row[i] = 0;
-		if (box < b.count) {
+		if (used) {
 			b.page[i] = table[token / p.page];
 			b.row[i] = token % p.page;
 		}
-		b.good[i] = __ballot_sync(0xffffffff, box < b.count && (unsigned)b.page[i] < (unsigned)p.num_pages);
+		b.good[i] = __ballot_sync(0xffffffff, used && (unsigned)b.page[i] < (unsigned)p.num_pages);
 	}
 	b.loaded = __popc(b.good[0]) + __popc(b.good[1]);
 	return b;
+}
+
+/* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
+ * A page index out of range is not loaded; *bad_tile tells whether there was one. */
+DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
+                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
+{
+	const int lane = threadIdx.x & 31;
+	const struct boxes boxes = find_boxes(p, piece, block);
+	if (lane == 0) /* before its arrival on group 0, which publishes it */
+		*bad_tile = boxes.loaded != boxes.end - boxes.begin;
+	if (lane < GROUPS) {
+		/* A box of three slices counts all its bytes, also where it is clipped at the end of a row without rope. */
+		const int rest = p.slices - lane * GROUP_SLICES;
+		const int slices = rest < GROUP_SLICES && p.box_slices == 1 ? rest : GROUP_SLICES;
+		mbar_expect_tx(full + 8 * lane, (uint32_t)(boxes.loaded * p.box_tokens * 128 * slices));
+	}
+	__syncwarp();
+	if (p.box_slices == GROUP_SLICES) { /* one page holds the tile: a box is a group of slices */
+		const int page = __shfl_sync(0xffffffff, boxes.page[0], 0), row = __shfl_sync(0xffffffff, boxes.row[0], 0);
+		if (lane < GROUPS && boxes.loaded)
+			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row, lane * GROUP_SLICES,
+			            kv_head, page, policy);
+		return;
+	}
+	for (int box = boxes.begin; box < boxes.end; box++) {
+		const int i = box >> 5, from = box & 31;
+		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
+		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
+		if (lane < p.slices && ((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
+			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
+			            row, lane, kv_head, page, policy);
+	}
 }
 
 /* Zeroes the V rows of tokens outside [lo, hi) of the tile: 0 * NaN would be NaN.  By `threads` threads of one barrier.
