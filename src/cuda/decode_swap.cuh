@@ -133,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				}
 				wgmma_commit();
 				WGMMA_WAIT(0);
-				poisoned |= bad_tile[slot] != 0;
+				if (threadIdx.x == 0) /* who also frees the tile */
+					poisoned |= bad_tile[slot] != 0;
 				if (block + 1 == piece.end && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty[pieces & 1]));
 
@@ -238,8 +239,9 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 					row_max[COL_ROW(c)] = m[c]; /* the same in all warps */
 				}
 			}
+			poisoned = __shfl_sync(0xffffffff, poisoned, 0);
 			named_barrier(1, 128);
-			if (threadIdx.x < ROWS)
+			if (threadIdx.x < ROWS) /* all in warp 0 */
 				settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
 				           exchange[0][threadIdx.x] + exchange[1][threadIdx.x] + exchange[2][threadIdx.x] +
 				               exchange[3][threadIdx.x],
