@@ -184,6 +184,7 @@ $(BUILD)/bench_gpu: $(GPU_BENCH_OBJ) $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 bench-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/bench_gpu)
+	@mkdir -p bench/results
 	$(BUILD)/bench_gpu --csv bench/results/h200.csv --svg $(BUILD)/roofline.svg
 
 C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh')
