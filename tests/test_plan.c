@@ -70,7 +70,8 @@ static struct plan_costs random_costs(uint64_t seed)
 	return (struct plan_costs){.overhead = (int32_t)below(seed, 20, 8),
 	                           .min_blocks = 1 + (int32_t)below(seed, 21, 2) * (int32_t)below(seed, 22, 5),
 	                           .max_snap = (int32_t)below(seed, 23, 6),
-	                           .chunk = chunks[below(seed, 24, 6)]};
+	                           .chunk = chunks[below(seed, 24, 6)],
+	                           .whole = 3 * (int32_t)below(seed, 25, 3)};
 }
 
 static int64_t count(struct blocks r)
@@ -80,14 +81,30 @@ static int64_t count(struct blocks r)
 
 static struct plan_axis axis_of(const struct problem *p, struct plan_costs c, int64_t num_parts)
 {
-	int64_t total = 0;
-	for (int64_t i = 0; i < p->b; i++)
-		total += count(request_blocks(p, i));
-	const struct plan_axis x = plan_axis(total, p->b, num_parts, c);
+	int64_t total = 0, longest = 0;
+	for (int64_t i = 0; i < p->b; i++) {
+		const int64_t n = count(request_blocks(p, i));
+		total += n;
+		longest = n > longest ? n : longest;
+	}
+	const struct plan_axis x = plan_axis(total, longest, p->b, num_parts, c);
 	starts[0] = 0;
 	for (int64_t i = 0; i < p->b; i++)
-		starts[i + 1] = starts[i] + x.overhead + count(request_blocks(p, i));
+		starts[i + 1] = starts[i] + plan_cost(x, request_blocks(p, i));
 	return x;
+}
+
+/* Most blocks and starts that a part may cost.  Cut anywhere: an equal share of the axis, but for borders that moved by
+ * less than snap, or over one start.  Dealt out whole: the same equal share and c.whole blocks. */
+static int64_t cost_limit(const struct problem *p, struct plan_costs c, struct plan_axis x, int64_t num_parts)
+{
+	if (!x.whole)
+		return (x.total + x.active - 1) / x.active + x.overhead + 2 * x.snap;
+	int64_t total = 0, parts;
+	for (int64_t i = 0; i < p->b; i++)
+		total += count(request_blocks(p, i));
+	parts = total / c.min_blocks < num_parts ? total / c.min_blocks : num_parts;
+	return (total + p->b * x.overhead) / (parts > 1 ? parts : 1) + c.whole;
 }
 
 /* ---- the walk over all parts ------------------------------------------------------------------------------------ */
@@ -143,8 +160,8 @@ static void check_walk(const struct problem *p, struct plan_costs c, struct plan
 		assert_true(pieces > 0 || rows[j].begin_req == PLAN_IDLE);
 		if (c.chunk == 0) {
 			assert_int_equal(pieces > 0, j < x.active && p->b > 0); /* no part is empty */
-			/* equal shares of the axis, but for borders that moved by less than snap, or over one start */
-			assert_true(cost <= (x.total + x.active - 1) / x.active + x.overhead + 2 * x.snap);
+			assert_true(cost <= cost_limit(p, c, x, num_parts));
+			assert_true(!x.whole || rows[j].begin_req == PLAN_IDLE || (!rows[j].first_split && !rows[j].last_split));
 		}
 	}
 	assert_int_equal(req, p->b);
@@ -234,7 +251,8 @@ static void test_promises(void **state)
 		const struct problem p = random_batch(seed, c);
 		const int64_t num_parts = 1 + below(seed, 30, seed % 5 ? 20 : MAX_PARTS);
 		const struct plan_axis x = axis_of(&p, c, num_parts);
-		assert_true(x.active >= 1 && x.active <= num_parts && x.total / x.active >= x.overhead + 2 * x.snap);
+		assert_true(x.active >= 1 && x.active <= num_parts);
+		assert_true(x.whole || x.total / x.active >= x.overhead + 2 * x.snap);
 		plan_build(&p, c, num_parts, rows, num_parts + 3, splits);
 		check_walk(&p, c, x, num_parts);
 		check_alone(&p, x);

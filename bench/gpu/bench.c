@@ -207,7 +207,7 @@ static void make_problem(struct problem *p, const struct row *r, int layers)
 	static const struct fmla_dtype bf16 = FMLA_BF16, fp32 = FMLA_FP32, int32 = FMLA_INT32;
 	*p = (struct problem){.row = *r};
 	int32_t *lengths = malloc((size_t)r->b * sizeof(*lengths));
-	must(lengths, "lengths", "out of memory");
+	must(lengths != NULL, "lengths", "out of memory");
 	for (uint64_t seed = 1; seed <= 2000; seed++) {
 		p->tokens = draw_lengths(r, seed, lengths);
 		if (!r->varlen || fabs(p->tokens / r->peer_tokens - 1) <= 0.005)
@@ -433,7 +433,7 @@ static void ceilings(void)
 	struct copies c = {.count = 60000}; /* 4.4 GB */
 	const size_t bytes = (size_t)c.count * READ_PAGE_BYTES;
 	int32_t *order = malloc((size_t)c.count * sizeof(*order));
-	must(order, "ceilings", "out of memory");
+	must(order != NULL, "ceilings", "out of memory");
 	shuffle(order, c.count, 3);
 	c.pages = upload(order, (size_t)c.count * sizeof(*order));
 	free(order);
@@ -538,7 +538,7 @@ static void streaming_calls(void)
 	float *partial_lse = device_alloc(N * rows * sizeof(float)), *merged_lse = device_alloc(rows * sizeof(float));
 	CUDA(fill_floats(partial_lse, N * rows, 4, NULL));
 	int32_t *slots = malloc((size_t)(pages * page) * sizeof(*slots));
-	must(slots, "slots", "out of memory");
+	must(slots != NULL, "slots", "out of memory");
 	shuffle(slots, pages * page, 9);
 	int32_t *scattered = upload(slots, (size_t)n * sizeof(*slots));
 	for (int64_t i = 0; i < n; i++)

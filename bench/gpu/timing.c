@@ -91,7 +91,7 @@ static double probe(struct sequence *q)
 struct timing time_burst(layer_fn layer, void *arg, int layers, const struct sensors *s)
 {
 	struct sequence q = capture(layer, arg, layers);
-	double us[MAX_REPLAYS];
+	double us[MAX_REPLAYS] = {0};
 	int n = (int)(burst_ms / probe(&q));
 	n = n < MIN_REPLAYS ? MIN_REPLAYS : n > MAX_REPLAYS ? MAX_REPLAYS : n;
 	CUDA(cudaEventRecord(q.event[0], q.stream));
@@ -139,7 +139,7 @@ static int run_for(struct sequence *q, double seconds, int replays, int layers, 
 struct timing time_sustained(layer_fn layer, void *arg, int layers, double seconds, const struct sensors *s)
 {
 	struct sequence q = capture(layer, arg, layers);
-	double us[MAX_REPLAYS];
+	double us[MAX_REPLAYS] = {0};
 	const int replays = (int)(chunk_ms / probe(&q)) + 1;
 	struct timing ignored = {0}, t = {0};
 	run_for(&q, warm_s, replays, layers, s, us, &ignored);

@@ -12,7 +12,7 @@
 
 #include "ptx.cuh"
 
-#define ACC4(d, i) "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3])
+#define ACC4(d, i)  "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3])
 #define ACC16(d, i) ACC4(d, i), ACC4(d, (i) + 4), ACC4(d, (i) + 8), ACC4(d, (i) + 12)
 #define ACC64(d, i) ACC16(d, i), ACC16(d, (i) + 16), ACC16(d, (i) + 32), ACC16(d, (i) + 48)
 

@@ -93,10 +93,11 @@ static bool run_rows(const struct batch *t)
 		data_tensor_make(&host[i], int32, i == ROWS ? 2 : 1, shapes[i], NULL, NULL, 0);
 		memset(host[i].host, 0xa5, host[i].bytes);
 	}
-	ints(&host[CU])[0] = 0;
+	int32_t *const lens = ints(&host[LENS]), *const cu = ints(&host[CU]);
+	cu[0] = 0;
 	for (int i = 0; i < t->b; i++) {
-		ints(&host[LENS])[i] = batch_length(t, i);
-		ints(&host[CU])[i + 1] = ints(&host[CU])[i] + (int32_t)(random_bits(9, (uint64_t)i) % (uint64_t)(t->s_q + 1));
+		lens[i] = batch_length(t, i);
+		cu[i + 1] = cu[i] + (int32_t)(random_bits(9, (uint64_t)i) % (uint64_t)(t->s_q + 1));
 	}
 	for (int i = 0; i < TENSORS; i++)
 		ok = gpu_upload(&gpu[i], &host[i]) && ok;
