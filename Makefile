@@ -171,8 +171,7 @@ $(BUILD)/check_gpu: $(GPU_CHECK_OBJ) $(SHARED_OBJ) $(INNER_LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu)
-	@$(MAKE) --no-print-directory check-python-gpu
-	@tests/gpu/run.sh $(BUILD)
+	@status=0; $(MAKE) --no-print-directory check-python-gpu || status=1; tests/gpu/run.sh $(BUILD) && exit $$status
 
 bench: cli
 	$(BUILD)/flashmla bench --backend cpu
