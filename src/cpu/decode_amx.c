@@ -381,8 +381,10 @@ AMX_FN void soft_queue(struct amx *a, struct soft *f, const struct block *b, int
 
 /* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */
 
-/* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only. */
+/* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only.  The second keeps B in its tiles:
+ * all products of a step go through L1 together, A and B being read from L2 once. */
 static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
+enum { KEEPS_B = 1 };
 
 /* Stores C number `reg` of the last pass where it still lies in tiles.  In memory: [32 keys of a tile][tile or the next
  * 32 keys]; the wide pass has its tiles in the order keys, rows. */
@@ -418,37 +420,44 @@ AMX_FN void queue_last(struct amx *a)
 			TZERO(reg);   \
 		}                 \
 	} while (0)
-AMX_INLINE void qk_step(struct amx *a, const unsigned char *const *k, int64_t stride, const unsigned char *q, int step,
-                        int width, int turn, int lines)
+AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn, int lines)
 {
-	q += step * TILE;
-	if (width == 2) {
-		TLOAD(4, k[0] + step * 64, stride);
-		TLOAD(6, q, 64);
-		TURN_C(0);
-		TDP(0, 4, 6);
-		TLOAD(7, q + a->steps * TILE, 64);
-		TURN_C(1);
-		TDP(1, 4, 7);
-		TLOAD(5, k[1] + step * 64, stride);
-		TURN_C(2);
-		TDP(2, 5, 6);
-		TURN_C(3);
-		TDP(3, 5, 7);
-	} else {
-		TLOAD(6, q, 64);
-		TLOAD(4, k[0] + step * 64, stride);
-		TURN_C(0);
-		TDP(0, 4, 6);
-		TLOAD(5, k[1] + step * 64, stride);
-		TURN_C(1);
-		TDP(1, 5, 6);
-		TLOAD(4, k[2] + step * 64, stride);
-		TURN_C(2);
-		TDP(2, 4, 6);
-		TLOAD(5, k[3] + step * 64, stride);
-		TURN_C(3);
-		TDP(3, 5, 6);
+	const int64_t stride = now->b->stride;
+#pragma GCC unroll 3
+	for (int product = 0; product < products; product++, turn = 0) {
+		const unsigned char *const *k = &now->b->k[side_a[product]][now->group];
+		const unsigned char *q = a->q[side_b[product]] + (now->unit * 2 * a->steps + step) * TILE;
+		if (width == 2) {
+			TLOAD(4, k[0] + step * 64, stride);
+			if (product != KEEPS_B)
+				TLOAD(6, q, 64);
+			TURN_C(0);
+			TDP(0, 4, 6);
+			if (product != KEEPS_B)
+				TLOAD(7, q + a->steps * TILE, 64);
+			TURN_C(1);
+			TDP(1, 4, 7);
+			TLOAD(5, k[1] + step * 64, stride);
+			TURN_C(2);
+			TDP(2, 5, 6);
+			TURN_C(3);
+			TDP(3, 5, 7);
+		} else {
+			if (product != KEEPS_B)
+				TLOAD(6, q, 64);
+			TLOAD(4, k[0] + step * 64, stride);
+			TURN_C(0);
+			TDP(0, 4, 6);
+			TLOAD(5, k[1] + step * 64, stride);
+			TURN_C(1);
+			TDP(1, 5, 6);
+			TLOAD(4, k[2] + step * 64, stride);
+			TURN_C(2);
+			TDP(2, 4, 6);
+			TLOAD(5, k[3] + step * 64, stride);
+			TURN_C(3);
+			TDP(3, 5, 6);
+		}
 	}
 	prefetch_lines(a, lines);
 }
@@ -456,30 +465,22 @@ AMX_INLINE void qk_step(struct amx *a, const unsigned char *const *k, int64_t st
 /* One pass over all of k; carries the softmax of the last pass. */
 AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products, int lines)
 {
-	const int steps = a->steps;
-	const int64_t stride = now.b->stride;
-	for (int product = 0; product < products; product++) {
-		const unsigned char *const *k = &now.b->k[side_a[product]][now.group];
-		const unsigned char *q = a->q[side_b[product]] + now.unit * 2 * steps * TILE;
-		int step = 0;
-		if (product == 0) {
-			qk_step(a, k, stride, q, step++, width, 1, lines);
-			if (a->last.state != PASS_NONE) {
-				queue_last(a);
-				for (int i = 0; i < 2; i++) {
-					struct soft_registers r;
+	int step = 0;
+	qk_step(a, &now, step++, width, products, 1, lines);
+	if (a->last.state != PASS_NONE) {
+		queue_last(a);
+		for (int i = 0; i < 2; i++) {
+			struct soft_registers r;
 #pragma GCC unroll 8
-					for (int slice = 0; slice < SLICES; slice++) {
-						if (step < steps)
-							qk_step(a, k, stride, q, step++, width, 0, lines);
-						soft_slice(a, &a->soft[i], &r, slice, products > 1);
-					}
-				}
+			for (int slice = 0; slice < SLICES; slice++) {
+				if (step < a->steps)
+					qk_step(a, &now, step++, width, products, 0, lines);
+				soft_slice(a, &a->soft[i], &r, slice, products > 1);
 			}
 		}
-		while (step < steps)
-			qk_step(a, k, stride, q, step++, width, 0, lines);
 	}
+	while (step < a->steps)
+		qk_step(a, &now, step++, width, products, 0, lines);
 	a->last = now;
 }
 
@@ -539,39 +540,39 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 		for (int unit = 0; unit < a->units; unit++) {
 			const int wide = unit_width(a, unit) == 2;
 			unsigned char *to = o_tiles(a, unit, panel);
-			for (int product = 0; product < products; product++) {
-				const unsigned char *p0 = a->p[side_a[product]] + unit * 2 * STRIPS * TILE;
-				const unsigned char *p1 = p0 + STRIPS * TILE;
-				const unsigned char *v0 = a->v + side_b[product] * KEYS * 64, *v1 = v0 + STRIPS * TILE;
-				for (int k = 0; k < strips; k++) {
+			for (int k = 0; k < strips; k++) {
+#pragma GCC unroll 3
+				for (int product = 0; product < products; product++) {
+					const unsigned char *p0 = a->p[side_a[product]] + (unit * 2 * STRIPS + k) * TILE;
+					const unsigned char *v0 = a->v + side_b[product] * KEYS * 64 + k * TILE;
 					const int turn = product == 0 && k == 0;
-					TLOAD(4, p0 + k * TILE, 64);
-					TLOAD(6, v0 + k * TILE, 64);
+					TLOAD(4, p0, 64);
+					if (product != KEEPS_B)
+						TLOAD(6, v0, 64);
 					if (turn)
 						NEXT_C(0, from, to);
 					TDP(0, 4, 6);
-					TLOAD(7, v1 + k * TILE, 64);
+					if (product != KEEPS_B)
+						TLOAD(7, v0 + STRIPS * TILE, 64);
 					if (turn)
 						NEXT_C(1, from ? from + TILE : NULL, to + TILE);
 					TDP(1, 4, 7);
 					if (wide)
-						TLOAD(5, p1 + k * TILE, 64);
-					if (turn) {
-						if (from_wide) {
-							TSTORE(2, from + 2 * TILE);
-							TSTORE(3, from + 3 * TILE);
-						}
-						if (wide) {
-							NEXT_C(2, NOTHING, to + 2 * TILE);
-							NEXT_C(3, NOTHING, to + 3 * TILE);
-						}
+						TLOAD(5, p0 + STRIPS * TILE, 64);
+					if (turn && from_wide) {
+						TSTORE(2, from + 2 * TILE);
+						TSTORE(3, from + 3 * TILE);
+					}
+					if (turn && wide) {
+						NEXT_C(2, NOTHING, to + 2 * TILE);
+						NEXT_C(3, NOTHING, to + 3 * TILE);
 					}
 					if (wide) {
 						TDP(2, 5, 6);
 						TDP(3, 5, 7);
 					}
-					prefetch_lines(a, lines);
 				}
+				prefetch_lines(a, lines);
 			}
 			from = to;
 			from_wide = wide;
@@ -593,7 +594,7 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 {
 	struct walk *w = a->w;
 	const int steps = (a->tiles * a->steps / 2 + a->units * PANELS) * STRIPS; /* of QK and PV, per block */
-	const int lines = (KEYS * a->steps + steps * products - 1) / (steps * products);
+	const int lines = (KEYS * a->steps + steps - 1) / steps;
 	int side = 0, turn = 0;
 	for (int64_t start = w->begin; start < w->end; start += KEYS, side ^= 1) {
 		struct block *b = &a->blocks[side];
