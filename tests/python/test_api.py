@@ -190,6 +190,19 @@ def test_numpy(dtype):
         flash_mla.kv_append(a[0][0, 0, :3, :512], a[0][0, 0, :3, 512:], np.array([7, 0, -1]), cache)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_jax(dtype):
+    jax = pytest.importorskip("jax")
+    cpu = jax.devices("cpu")[0]
+    batch = make_batch([300, 5, 0], dtype=dtype)
+    a = [jax.device_put(as_numpy(x), cpu) for x in (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)]
+    out, lse = flash_mla.decode(*a, softmax_scale=batch.scale)
+    assert isinstance(out, jax.Array) and out.dtype == a[0].dtype and isinstance(lse, jax.Array)
+    check(torch.from_numpy(np.array(out, np.float32)), torch.from_numpy(np.array(lse)), batch.reference())
+    with pytest.raises(TypeError, match="kv_cache is a JAX array"):
+        flash_mla.kv_append(a[0][0, 0, :3, :512], a[0][0, 0, :3, 512:], a[3], a[1])
+
+
 class Exporter:
     """Only __dlpack__, as arrays of frameworks that flash_mla has never heard of."""
 
