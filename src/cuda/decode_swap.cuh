@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 	__shared__ struct schedule schedule;
 	__shared__ float exchange[4][ROWS], row_max[ROWS], row_norm[ROWS];
 	__shared__ void *row_ptr[ROWS];
-	__shared__ int bad_tile[2];
+	__shared__ int bad_tile[2], poisoned; /* poisoned: some tile of the piece was bad; thread 0's until the end */
 	uint8_t *const kv_tile = smem, *const q_tile = smem + 2 * TILE_BYTES, *const p_tile = q_tile + 2 * Q_BYTES;
 
 	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -87,11 +87,10 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 			pieces++;
 		}
 	} else { /* ---- consumers ---- */
-		/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
-		const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
 		while (walk_next(p, walk, row_tile, piece)) {
 			float o[V_SLICES][ACC], m[COLS], l[COLS];
-			bool poisoned = false;
+			if (threadIdx.x == 0)
+				poisoned = 0;
 #pragma unroll
 			for (int v = 0; v < V_SLICES; v++)
 #pragma unroll
@@ -103,7 +102,6 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				l[c] = 0;
 			}
 			const struct bounds see = piece_bounds(p, piece);
-			const uint64_t q_desc = uniform(desc_k_major(smem_addr(q_tile + (pieces & 1) * Q_BYTES)));
 			if (piece.begin < piece.end)
 				mbar_wait(smem_addr(&bar_q_full[pieces & 1]), pieces >> 1 & 1);
 
@@ -114,7 +112,11 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				const uint32_t p_addr = smem_addr(p_tile + slot * P_BYTES);
 				const uint64_t k_desc = uniform(desc_k_major(smem_addr(tile)));
 				const uint64_t p_desc = uniform(desc_k_major(p_addr));
+				/* In the loop, so that its sums with 36 offsets are not kept in registers (255 and a spill otherwise). */
+				const uint64_t q_desc = uniform(desc_k_major(smem_addr(q_tile + (pieces & 1) * Q_BYTES)));
 				float s[ACC];
+				/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
+				const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
 
 				/* 1. S^T = K Q^T, group by group as it lands. */
 #pragma unroll
@@ -133,8 +135,8 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				}
 				wgmma_commit();
 				WGMMA_WAIT(0);
-				if (threadIdx.x == 0) /* who also frees the tile */
-					poisoned |= bad_tile[slot] != 0;
+				if (threadIdx.x == 0 && bad_tile[slot]) /* who also frees the tile */
+					poisoned = 1;
 				if (block + 1 == piece.end && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty[pieces & 1]));
 
@@ -239,7 +241,6 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 					row_max[COL_ROW(c)] = m[c]; /* the same in all warps */
 				}
 			}
-			poisoned = __shfl_sync(0xffffffff, poisoned, 0);
 			named_barrier(1, 128);
 			if (threadIdx.x < ROWS) /* all in warp 0 */
 				settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
