@@ -16,7 +16,7 @@ enum {
 	COLUMN_CHUNKS = D_V / COLUMNS,
 	WARPS = COMBINE_THREADS / 32,
 	ROWS_AT_ONCE = WARPS / COLUMN_CHUNKS, /* of a CTA when a warp merges alone */
-	DEPTH = 16                            /* loads in flight a lane            */
+	DEPTH = 14                            /* loads in flight a lane; 16 spill  */
 };
 
 /* Where the pieces of one row of a split request are: row `first` of the partials for piece 0, next + j * step for
