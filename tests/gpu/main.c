@@ -17,6 +17,7 @@
 static struct {
 	const char *filter;
 	bool brief, list;
+	const char *current;
 	int passed, failed;
 	char reason[1024];
 } run;
@@ -48,9 +49,11 @@ enum { PATIENCE_S = 60 }; /* for one test */
 /* A kernel that never ends: the device is lost to this process, so this is the end. */
 static void give_up(int signal_number)
 {
-	static const char text[] = "FAIL the last test does not end\n0 passed, 1 failed\n";
+	static const char text[] = ": does not end\n0 passed, 1 failed\n";
 	(void)signal_number;
-	_exit(write(STDOUT_FILENO, text, sizeof(text) - 1) < 0 ? 2 : 1);
+	const bool told =
+	    write(STDOUT_FILENO, run.current, strlen(run.current)) > 0 && write(STDOUT_FILENO, text, sizeof(text) - 1) > 0;
+	_exit(told ? 1 : 2);
 }
 
 static bool wanted(const char *name, bool brief)
@@ -80,8 +83,7 @@ static void run_test(fmla_ctx *gpu, const struct test *t)
 	}
 	run.reason[0] = '\0';
 	const double start = seconds();
-	printf("     %s\r", t->name);
-	fflush(stdout);
+	run.current = t->name;
 	alarm(PATIENCE_S);
 	bool ok = t->run(gpu, t->arg);
 	const cudaError_t error = cudaDeviceSynchronize();
