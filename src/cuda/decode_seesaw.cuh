@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
 		if (warp == 8) { /* ---- KV producer ---- */
-			const uint64_t policy = p.evict_first ? l2_evict_first() : l2_evict_normal();
+			const uint64_t policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
 			while (walk_next(p, walk, row_tile, piece)) {
 #pragma unroll 1
 				for (int block = piece.begin; block < piece.end; block++, tiles++) {
@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				const int first = block * BLOCK;
 				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a);
 				WGMMA_WAIT(0);
-				poisoned |= bad_tile[slot_a] != 0;
+				poisoned |= lane == 0 && bad_tile[slot_a]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
 				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				wgmma_fence();
 				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
 				WGMMA_WAIT(1);
-				poisoned |= bad_tile[slot_b] != 0;
+				poisoned |= lane == 0 && bad_tile[slot_b]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
 				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
