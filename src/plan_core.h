@@ -25,6 +25,35 @@
 #define PLAN_FN static inline
 #endif
 
+/* A divisor with its reciprocal: on the card a 64-bit integer division is a subroutine of a hundred dependent
+ * instructions.  In double it is exact too, for 0 <= n < 2^50: n + 0.5 keeps the quotient off every integer. */
+struct divisor {
+	int64_t d;
+	double inverse; /* used on the card */
+};
+
+PLAN_FN struct divisor plan_divisor(int64_t d)
+{
+	struct divisor x = {d, 0};
+#ifdef __CUDA_ARCH__
+	const double exact = (double)d;
+	asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(x.inverse) : "d"(exact)); /* 20 bits, doubled twice */
+	x.inverse = fma(x.inverse, fma(-exact, x.inverse, 1.0), x.inverse);
+	x.inverse = fma(x.inverse, fma(-exact, x.inverse, 1.0), x.inverse);
+#endif
+	return x;
+}
+
+/* floor(n / x) */
+PLAN_FN int64_t plan_divide(int64_t n, struct divisor x)
+{
+#ifdef __CUDA_ARCH__
+	return (int64_t)(((double)n + 0.5) * x.inverse);
+#else
+	return n / x.d;
+#endif
+}
+
 /* What a backend knows about its own costs, in blocks. */
 struct plan_costs {
 	int32_t overhead;   /* price of starting a request                                           */
@@ -39,6 +68,7 @@ struct plan_axis {
 	int64_t active; /* parts with work, 1 <= active <= num_parts */
 	int32_t overhead, snap, chunk;
 	int32_t whole; /* 1: no request is split; each takes one unit of the axis */
+	struct divisor by_total, by_active;
 };
 
 struct blocks {
@@ -69,12 +99,16 @@ PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int
                                    struct plan_costs c)
 {
 	struct plan_axis x;
-	int64_t active = total_blocks / c.min_blocks;
-	if (active > num_parts)
-		active = num_parts;
-	if (active < 1)
-		active = 1;
-	const int64_t share = total_blocks / active; /* blocks of an average part */
+	const struct divisor by_parts = plan_divisor(num_parts);
+	int64_t active = num_parts;
+	x.by_active = by_parts;
+	if (total_blocks < num_parts * c.min_blocks) {
+		active = plan_divide(total_blocks, plan_divisor(c.min_blocks));
+		if (active < 1)
+			active = 1;
+		x.by_active = plan_divisor(active);
+	}
+	const int64_t share = plan_divide(total_blocks, x.by_active); /* blocks of an average part */
 	const int64_t overhead = c.overhead < share / 2 ? c.overhead : share / 2;
 	const int64_t snap = c.max_snap < share / 4 ? c.max_snap : share / 4;
 	x.active = active;
@@ -83,12 +117,14 @@ PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int
 	x.chunk = c.chunk;
 	x.total = total_blocks + b * overhead;
 	x.whole = 0;
-	const int64_t each = (b + num_parts - 1) / num_parts; /* whole requests a part */
-	if (total_blocks > 0 && each * (max_blocks + overhead) <= x.total / active + c.whole) {
+	const int64_t each = plan_divide(b + num_parts - 1, by_parts); /* whole requests a part */
+	if (total_blocks > 0 && each * (max_blocks + overhead) <= plan_divide(x.total, x.by_active) + c.whole) {
 		x.whole = 1;
-		x.active = (b + each - 1) / each;
+		x.active = plan_divide(b + each - 1, plan_divisor(each));
 		x.total = b;
+		x.by_active = plan_divisor(x.active);
 	}
+	x.by_total = plan_divisor(x.total > 0 ? x.total : 1);
 	return x;
 }
 
@@ -101,7 +137,7 @@ PLAN_FN int64_t plan_cost(struct plan_axis x, struct blocks r)
 /* Where border j, 0 <= j <= active, lies on the axis. */
 PLAN_FN int64_t plan_position(struct plan_axis x, int64_t j)
 {
-	return j * x.total / x.active;
+	return plan_divide(j * x.total, x.by_active);
 }
 
 /* The border at position `at` inside request `req`, whose start is at S and which has n visible blocks from `begin`. */
@@ -130,7 +166,7 @@ struct border_range {
 
 PLAN_FN int64_t plan_border_at_or_after(struct plan_axis x, int64_t at)
 {
-	return (at * x.active + x.total - 1) / x.total; /* smallest j with floor(j * total / active) >= at */
+	return plan_divide(at * x.active + x.total - 1, x.by_total); /* smallest j with floor(j * total / active) >= at */
 }
 
 PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, struct blocks r)

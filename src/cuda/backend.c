@@ -16,7 +16,7 @@ enum {
 	ALIGN = 256,         /* of the parts of the workspace                                       */
 	CHUNK_BLOCKS = 32,   /* batch-invariant mode: a split every 2048 tokens                     */
 	OVERHEAD_BLOCKS = 2, /* price of starting a request; docs/perf.md                          */
-	MAX_SNAP_BLOCKS = 8,
+	MAX_SNAP_BLOCKS = 2,
 	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more                           */
 };
 
@@ -222,6 +222,9 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	int box = 1; /* the largest power of two that divides a page, up to a tile */
 	while (box < BLOCK && p->page % (2 * box) == 0)
 		box *= 2;
+	int shift = 0;
+	while ((int64_t)1 << shift < p->page)
+		shift++;
 	return (struct decode_params){
 	    .q = p->q,
 	    .q_b = p->q_b,
@@ -240,7 +243,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .lse_b = p->lse_b,
 	    .lse_h = p->lse_h,
 	    .lse_s = p->lse_s,
-	    .max_len = p->max_pages * p->page,
+	    .max_len = (int32_t)(p->max_pages * p->page < INT32_MAX ? p->max_pages * p->page : INT32_MAX),
 	    .b = (int32_t)p->b,
 	    .s_q = (int32_t)p->s_q,
 	    .h_kv = (int32_t)p->h_kv,
@@ -250,6 +253,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .slices = (int32_t)(p->d_qk / 64),
 	    .row_tiles = (int32_t)row_tiles(p),
 	    .tile_rows = tile_rows(p),
+	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
 	    .box_tokens = box,
 	    .box_slices = box == BLOCK && tile_rows(p) < 64 ? 3 : 1,
 	    .num_parts = (int32_t)cuda_num_parts(ctx, p),

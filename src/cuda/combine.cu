@@ -3,20 +3,22 @@
  * combine.cu - stage 4: merges the pieces of split requests,
  *     lse = log2 sum_j 2^lse_j,   out = sum_j 2^(lse_j - lse) out_j      (pieces are normalised, lse in base 2)
  *
- * What      one CTA merges 128 columns of one row at a time; its four warps take every fourth piece each, with eight
- *           16-byte loads a lane in flight, and add up through shared memory in a fixed order (deterministic)
- * Why       the partials of a small batch lie in L2; merging them is pure latency, so the work is spread as wide as it
- * goes Overlap   started early by programmatic dependent launch; CTAs without work leave at once */
+ * What      128 columns of one row at a time: up to DEPTH pieces by one warp alone, more by the eight warps of a CTA,
+ *           which take every eighth piece each and add up through shared memory in a fixed order (deterministic)
+ * Why       the partials of a small batch lie in L2 and merging them is pure latency, so: all loads of a warp in flight
+ *           at once, weights from one load a lane, no barrier before the sum, work spread over all CTAs
+ * Overlap   started early by programmatic dependent launch, beside a decode CTA on each SM (64 registers a thread);
+ *           CTAs without work leave at once */
 #include "launch.cuh"
 #include "tile.cuh"
 #include "value.cuh"
 
 enum {
-	COLUMNS = 128, /* of a warp: a float4 a lane        */
+	COLUMNS = 128, /* of a warp: a float4 a lane */
 	COLUMN_CHUNKS = D_V / COLUMNS,
 	WARPS = COMBINE_THREADS / 32,
-	ROWS_AT_ONCE = WARPS / COLUMN_CHUNKS, /* of a CTA when a warp merges alone */
-	DEPTH = 14                            /* loads in flight a lane; 16 spill  */
+	DEPTH = 8,      /* 16-byte loads in flight a lane          */
+	FEW = 2 * DEPTH /* pieces that a warp may well merge alone */
 };
 
 /* Where the pieces of one row of a split request are: row `first` of the partials for piece 0, next + j * step for
@@ -25,10 +27,9 @@ struct row_pieces {
 	uint32_t first, next, step;
 };
 
-DEV struct row_pieces row_pieces(const struct decode_params &p, const struct split &u, int tile, int tile_row)
+DEV struct row_pieces row_pieces(const struct decode_params &p, const struct split &u, int row)
 {
 	const uint32_t rows = p.h_kv * p.row_tiles * p.tile_rows; /* of a slot */
-	const uint32_t row = tile * p.tile_rows + tile_row;
 	struct row_pieces at;
 	if (p.costs.chunk > 0) { /* first_part: the first visible chunk */
 		at.first = at.next = (u.req * p.max_chunks + u.first_part) * rows + row;
@@ -54,157 +55,172 @@ DEV struct split split_of_request(const struct decode_params &p, int req)
 	return u;
 }
 
-/* log2 sum_j 2^lse_j over the pieces of one row, by a warp; NaN if a piece is, -inf if all are empty. */
-DEV float merge_lse(const struct decode_params &p, const struct row_pieces &at, int pieces)
+/* A sum of pieces: sum w_j out_j and sum w_j for w_j = 2^(lse_j - top). */
+struct merged {
+	float4 acc;
+	float top, sum;
+};
+
+/* Makes `top` finite, so that pieces without keys weigh nothing instead of NaN. */
+DEV float reference(float top)
 {
-	float top = -INFINITY, sum = 0;
-	for (int j = threadIdx.x & 31; j < pieces; j += 32) {
-		const float lse = p.partial_lse[piece_row(at, j)];
-		if (lse > top || lse != lse) {
-			sum = sum * exp2f(top - lse) + 1.0f;
-			top = lse;
-		} else if (lse > -INFINITY) {
-			sum += exp2f(lse - top);
-		}
-	}
-	for (int d = 16; d > 0; d >>= 1) {
-		const float other_top = __shfl_xor_sync(0xffffffff, top, d), other_sum = __shfl_xor_sync(0xffffffff, sum, d);
-		const float both = top != top ? top : other_top != other_top ? other_top : fmaxf(top, other_top);
-		if (both != -INFINITY)
-			sum = sum * exp2f(top - both) + other_sum * exp2f(other_top - both);
-		top = both;
-	}
-	return top == -INFINITY ? -INFINITY : top + log2f(sum);
+	return top == -INFINITY ? 0.0f : top;
 }
 
-/* 128 columns of a row: the sum over pieces first, first + step, ... of weight times partial. */
-DEV float4 merge_columns(const struct decode_params &p, const struct row_pieces &at, int pieces, int column, int first,
-                         int step, float lse)
+/* 128 columns of a row over pieces first, first + step, ..., by a warp.  A NaN lse poisons the result. */
+DEV struct merged merge_columns(const struct decode_params &p, const struct row_pieces &at, int pieces, int column,
+                                int first, int step)
 {
-	const float *const from = p.partial_out + column + 4 * (threadIdx.x & 31);
-	float4 acc = make_float4(0, 0, 0, 0);
+	const int lane = threadIdx.x & 31;
+	const float *const from = p.partial_out + column + 4 * lane;
+	struct merged all = {make_float4(0, 0, 0, 0), -INFINITY, 0};
 #pragma unroll 1
 	for (int j0 = first; j0 < pieces; j0 += step * DEPTH) {
 		float4 v[DEPTH];
-		float w[DEPTH];
+		const int mine = j0 + step * lane; /* the piece that the lane weighs */
+#pragma unroll
+		for (int i = 0; i < DEPTH; i++) /* past the end: the first piece again, weight 0 */
+			v[i] = *(const float4 *)(from + (int64_t)piece_row(at, j0 + step * i < pieces ? j0 + step * i : j0) * D_V);
+		const float lse = lane < DEPTH && mine < pieces ? p.partial_lse[piece_row(at, mine)] : -INFINITY;
+		float top = lse;
+#pragma unroll
+		for (int d = DEPTH / 2; d > 0; d >>= 1)
+			top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, d));
+		top = fmaxf(all.top, __shfl_sync(0xffffffff, top, 0));
+		const float weight = exp2_approx(lse - reference(top)), old = exp2_approx(all.top - reference(top));
+		all.top = top;
+		all.sum *= old;
+		all.acc.x *= old, all.acc.y *= old, all.acc.z *= old, all.acc.w *= old;
 #pragma unroll
 		for (int i = 0; i < DEPTH; i++) {
-			const int j = j0 + step * i;
-			const uint32_t row = piece_row(at, j < pieces ? j : pieces - 1); /* past the end: any row, weight 0 */
-			const float piece_lse = p.partial_lse[row];
-			v[i] = *(const float4 *)(from + (int64_t)row * D_V);
-			w[i] = j < pieces ? piece_lse : -INFINITY;
-		}
-#pragma unroll
-		for (int i = 0; i < DEPTH; i++) {
-			const float weight = w[i] == -INFINITY ? 0.0f : exp2_approx(w[i] - lse); /* all empty: lse is -inf too */
-			acc.x += weight * v[i].x;
-			acc.y += weight * v[i].y;
-			acc.z += weight * v[i].z;
-			acc.w += weight * v[i].w;
+			const float w = __shfl_sync(0xffffffff, weight, i);
+			all.sum += w;
+			all.acc.x += w * v[i].x, all.acc.y += w * v[i].y, all.acc.z += w * v[i].z, all.acc.w += w * v[i].w;
 		}
 	}
-	return acc;
+	return all;
 }
 
-DEV void write_columns(const struct decode_params &p, const struct split &u, int tile, int tile_row, int column,
-                       float4 acc, float lse, int fp16)
+/* Item of a split: columns item % COLUMN_CHUNKS of row item / COLUMN_CHUNKS of the slots. */
+DEV int item_row(int item)
 {
+	return item / COLUMN_CHUNKS;
+}
+
+DEV int item_column(int item)
+{
+	return item % COLUMN_CHUNKS * COLUMNS;
+}
+
+DEV void write_columns(const struct decode_params &p, const struct split &u, int item, const struct merged &m, int fp16)
+{
+	const int row = item_row(item), column = item_column(item), lane = threadIdx.x & 31;
+	const int kv_head = row / (p.row_tiles * p.tile_rows), row_of_head = row % (p.row_tiles * p.tile_rows);
 	struct piece piece = {};
 	piece.req = u.req;
-	const struct row_target t = row_target(p, piece, tile / p.row_tiles, tile % p.row_tiles * p.tile_rows + tile_row);
-	const int lane = threadIdx.x & 31;
-	const float f = sink_factor(p, t.head, lse);
-	uint16_t *out = t.out + column + 4 * lane;
-	store_two(p, out, fp16 ? pack_fp16(acc.x * f, acc.y * f) : pack_bf16(acc.x * f, acc.y * f));
-	store_two(p, out + 2, fp16 ? pack_fp16(acc.z * f, acc.w * f) : pack_bf16(acc.z * f, acc.w * f));
-	if (column == 0 && lane == 0 && t.lse)
-		*t.lse = natural_lse(p, lse);
+	piece.slot = -1; /* to the user */
+	piece.tokens = request_tokens(p, u.req);
+	const struct row_end end = row_end(p, piece, kv_head, 0, row_of_head);
+	const float lse = row_lse(m.top, m.sum, false), f = row_scale(m.sum, false) * sink_factor(end.sink, lse);
+	uint16_t *const out = (uint16_t *)end.out + column + 4 * lane;
+	store_two(p, out, fp16 ? pack_fp16(m.acc.x * f, m.acc.y * f) : pack_bf16(m.acc.x * f, m.acc.y * f));
+	store_two(p, out + 2, fp16 ? pack_fp16(m.acc.z * f, m.acc.w * f) : pack_bf16(m.acc.z * f, m.acc.w * f));
+	if (column == 0 && lane == 0)
+		store_lse(p, piece, end, lse);
 }
 
-/* Few pieces: every warp merges 128 columns of a row alone.  item counts groups of ROWS_AT_ONCE rows. */
-DEV void merge_few(const struct decode_params &p, const struct split &u, int item, int rows, int fp16)
+/* A warp merges an item. */
+DEV void merge_alone(const struct decode_params &p, const struct split &u, int item, int fp16)
 {
-	const int warp = threadIdx.x >> 5, column = warp % COLUMN_CHUNKS * COLUMNS;
-	const int row = item * ROWS_AT_ONCE + warp / COLUMN_CHUNKS, tile = row / p.tile_rows, tile_row = row % p.tile_rows;
-	if (tile % p.row_tiles * p.tile_rows + tile_row >= rows)
-		return;
-	const struct row_pieces at = row_pieces(p, u, tile, tile_row);
-	const float lse = merge_lse(p, at, u.pieces);
-	write_columns(p, u, tile, tile_row, column, merge_columns(p, at, u.pieces, column, 0, 1, lse), lse, fp16);
+	const int row = item_row(item);
+	if (row % (p.row_tiles * p.tile_rows) < request_tokens(p, u.req) * p.group)
+		write_columns(p, u, item, merge_columns(p, row_pieces(p, u, row), u.pieces, item_column(item), 0, 1), fp16);
 }
 
-/* Many pieces: the warps share 128 columns of one row.  item counts rows times column chunks. */
-DEV void merge_many(const struct decode_params &p, const struct split &u, int item, int rows, int fp16,
-                    float4 *exchange)
+/* The warps of a CTA share an item. */
+DEV void merge_together(const struct decode_params &p, const struct split &u, int item, int fp16, float4 *exchange,
+                        float2 *weights)
 {
-	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, column = item % COLUMN_CHUNKS * COLUMNS;
-	const int row = item / COLUMN_CHUNKS, tile = row / p.tile_rows, tile_row = row % p.tile_rows;
-	if (tile % p.row_tiles * p.tile_rows + tile_row >= rows)
+	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+	const int row = item_row(item);
+	if (row % (p.row_tiles * p.tile_rows) >= request_tokens(p, u.req) * p.group)
 		return;
-	const struct row_pieces at = row_pieces(p, u, tile, tile_row);
-	const float lse = merge_lse(p, at, u.pieces);
-	float4 acc = merge_columns(p, at, u.pieces, column, warp, WARPS, lse);
-	exchange[threadIdx.x] = acc;
+	const struct merged part = merge_columns(p, row_pieces(p, u, row), u.pieces, item_column(item), warp, WARPS);
+	exchange[threadIdx.x] = part.acc;
+	if (lane == 0)
+		weights[warp] = make_float2(part.top, part.sum);
 	__syncthreads();
 	if (warp == 0) {
-		for (int w = 1; w < WARPS; w++) {
+		struct merged all = {make_float4(0, 0, 0, 0), -INFINITY, 0};
+#pragma unroll
+		for (int w = 0; w < WARPS; w++)
+			all.top = fmaxf(all.top, weights[w].x);
+#pragma unroll
+		for (int w = 0; w < WARPS; w++) {
 			const float4 a = exchange[32 * w + lane];
-			acc.x += a.x, acc.y += a.y, acc.z += a.z, acc.w += a.w;
+			const float f = exp2_approx(weights[w].x - reference(all.top));
+			all.sum += f * weights[w].y;
+			all.acc.x += f * a.x, all.acc.y += f * a.y, all.acc.z += f * a.z, all.acc.w += f * a.w;
 		}
-		write_columns(p, u, tile, tile_row, column, acc, lse, fp16);
+		write_columns(p, u, item, all, fp16);
 	}
 	__syncthreads(); /* exchange may be written again */
 }
 
-extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
+/* The split requests among candidates base, base + 1, ..., in order, into list; every CTA makes the same.  *most: pieces
+ * of the one with the most.  Returns how many. */
+DEV int list_splits(const struct decode_params &p, int base, int candidates, struct split *list, int *counts, int *most)
+{
+	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, i = base + threadIdx.x;
+	struct split u = {0, 0, 0};
+	if (i < candidates && p.costs.chunk > 0)
+		u = split_of_request(p, i);
+	else if (i < candidates)
+		u = p.splits[i];
+	const unsigned votes = __ballot_sync(0xffffffff, u.pieces > 1);
+	const int longest = __reduce_max_sync(0xffffffff, u.pieces);
+	if (lane == 0) {
+		counts[warp] = __popc(votes);
+		counts[WARPS + warp] = longest;
+	}
+	__syncthreads();
+	int at = __popc(votes & ((1u << lane) - 1)), count = 0;
+	*most = 0;
+#pragma unroll
+	for (int w = 0; w < WARPS; w++) {
+		at += w < warp ? counts[w] : 0;
+		count += counts[w];
+		*most = max(*most, counts[WARPS + w]);
+	}
+	if (u.pieces > 1)
+		list[at] = u;
+	__syncthreads();
+	return count;
+}
+
+extern "C" __global__ void __launch_bounds__(COMBINE_THREADS, 4)
     fmla_combine(const __grid_constant__ struct decode_params p, int fp16)
 {
 	__shared__ float4 exchange[COMBINE_THREADS];
+	__shared__ float2 weights[WARPS];
 	__shared__ struct split list[COMBINE_THREADS];
-	__shared__ int counts[WARPS];
+	__shared__ int counts[2 * WARPS];
 	grid_wait();
 	grid_launch_dependents();
 	const int candidates = p.costs.chunk > 0 ? p.b : p.num_parts - 1;
-	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-	const int tile_rows = p.h_kv * p.row_tiles * p.tile_rows;
+	const int items = p.h_kv * p.row_tiles * p.tile_rows * COLUMN_CHUNKS; /* of a split request */
 	for (int base = 0; base < candidates; base += COMBINE_THREADS) {
-		/* The split requests among the next candidates, in order: every CTA makes the same list. */
-		struct split u = {0, 0, 0};
-		const int i = base + threadIdx.x;
-		if (i < candidates && p.costs.chunk > 0)
-			u = split_of_request(p, i);
-		else if (i < candidates)
-			u = p.splits[i];
-		const unsigned votes = __ballot_sync(0xffffffff, u.pieces > 1);
-		if (lane == 0)
-			counts[warp] = __popc(votes);
-		__syncthreads();
-		int at = __popc(votes & ((1u << lane) - 1)), count = 0;
-		for (int w = 0; w < WARPS; w++) {
-			at += w < warp ? counts[w] : 0;
-			count += counts[w];
+		int most;
+		const int count = list_splits(p, base, candidates, list, counts, &most), all = count * items;
+		/* A CTA takes one item at a time while there are few, or many pieces; else each of its warps takes one. */
+		if (all <= (int)gridDim.x || (most > FEW && all <= 4 * (int)gridDim.x)) {
+			for (int i = blockIdx.x; i < all; i += gridDim.x)
+				merge_together(p, list[i / items], i % items, fp16, exchange, weights);
+		} else {
+			for (int i = blockIdx.x * WARPS + (threadIdx.x >> 5); i < all; i += gridDim.x * WARPS)
+				merge_alone(p, list[i / items], i % items, fp16);
 		}
-		if (u.pieces > 1)
-			list[at] = u;
-		__syncthreads();
-		/* Deal the items of all of them out over the grid. */
-		int item = blockIdx.x;
-		for (int n = 0; n < count; n++) {
-			const struct split s = list[n];
-			const bool few = s.pieces <= DEPTH;
-			const int items = few ? tile_rows / ROWS_AT_ONCE : tile_rows * COLUMN_CHUNKS;
-			if (item < items) {
-				const int rows = request_tokens(p, s.req) * p.group;
-				for (; item < items; item += gridDim.x)
-					if (few)
-						merge_few(p, s, item, rows, fp16);
-					else
-						merge_many(p, s, item, rows, fp16, exchange);
-			}
-			item -= items;
-		}
-		__syncthreads();
+		__syncthreads(); /* list may be written again */
 	}
 }
 

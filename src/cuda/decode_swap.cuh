@@ -27,15 +27,17 @@
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
 
-extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
+/* 192 registers leave room for a combine CTA beside each decode CTA. */
+extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
     KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ CUtensorMap map)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2];
 	__shared__ struct schedule schedule;
-	__shared__ float exchange[4][ROWS], row_max[ROWS], row_norm[ROWS];
-	__shared__ void *row_ptr[ROWS];
-	__shared__ int bad_tile[2], poisoned; /* poisoned: some tile of the piece was bad; thread 0's until the end */
+	__shared__ __align__(16) float tops[ROWS][4], sums[ROWS][4]; /* of the tile, of the piece; by consumer warp */
+	__shared__ float row_max[ROWS];
+	__shared__ struct row_end row_ends[2][ROWS]; /* of the pieces whose q is in the two slots    */
+	__shared__ int bad_tile[2];
 	uint8_t *const kv_tile = smem, *const q_tile = smem + 2 * TILE_BYTES, *const p_tile = q_tile + 2 * Q_BYTES;
 
 	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -53,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 		}
 		mbar_init_fence();
 	}
+	prefetch_inputs(p);
 	__syncthreads();
 	grid_wait();
 	struct part_borders borders = find_part(p, part, schedule);
@@ -76,21 +79,21 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 		}
 		grid_launch_dependents();
 	} else if (warp > 4) { /* ---- q loader ---- */
-		while (walk_next(p, walk, row_tile, piece)) {
-			if (piece.begin == piece.end)
-				continue;
+		const int thread = threadIdx.x - 160;
+		for (; walk_next(p, walk, row_tile, piece); pieces++) {
 			const int slot = pieces & 1;
 			mbar_wait(smem_addr(&bar_q_empty[slot]), (pieces >> 1 & 1) ^ 1);
-			load_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, threadIdx.x - 160);
+			if (piece.begin < piece.end)
+				load_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, thread);
+			if (thread < ROWS)
+				row_ends[slot][thread] = row_end(p, piece, kv_head, row_tile, thread);
 			fence_async_proxy();
 			mbar_arrive(smem_addr(&bar_q_full[slot]));
-			pieces++;
 		}
 	} else { /* ---- consumers ---- */
-		while (walk_next(p, walk, row_tile, piece)) {
+		for (; walk_next(p, walk, row_tile, piece); pieces++) {
 			float o[V_SLICES][ACC], m[COLS], l[COLS];
-			if (threadIdx.x == 0)
-				poisoned = 0;
+			bool poisoned = false;
 #pragma unroll
 			for (int v = 0; v < V_SLICES; v++)
 #pragma unroll
@@ -102,8 +105,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				l[c] = 0;
 			}
 			const struct bounds see = piece_bounds(p, piece);
-			if (piece.begin < piece.end)
-				mbar_wait(smem_addr(&bar_q_full[pieces & 1]), pieces >> 1 & 1);
+			mbar_wait(smem_addr(&bar_q_full[pieces & 1]), pieces >> 1 & 1);
 
 #pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
@@ -135,10 +137,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				}
 				wgmma_commit();
 				WGMMA_WAIT(0);
-				if (threadIdx.x == 0 && bad_tile[slot]) /* who also frees the tile */
-					poisoned = 1;
-				if (block + 1 == piece.end && lane == 0)
-					mbar_arrive(smem_addr(&bar_q_empty[pieces & 1]));
+				poisoned |= lane == 0 && bad_tile[slot]; /* read by the lane that frees the tile */
 
 				/* 2. Scale and mask; unused rows of V become zeros. */
 				float x[ACC];
@@ -160,22 +159,26 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				}
 
 				/* 3. P against the reference maximum, stored as [row][token] for V^T P^T. */
-				bool grew = false;
+				bool raise = block == piece.begin; /* there is no reference yet */
 				float e[ACC], sum[COLS];
+				if (!raise) {
+					bool grew = false;
 #pragma unroll
-				for (int c = 0; c < COLS; c++) {
-					grew |= fmaxf(x[COL_REG(c)], x[COL_REG(c) + 2]) > m[c] + 8.0f;
-					e[COL_REG(c)] = exp2_approx(x[COL_REG(c)] - m[c]);
-					e[COL_REG(c) + 2] = exp2_approx(x[COL_REG(c) + 2] - m[c]);
-					sum[c] = e[COL_REG(c)] + e[COL_REG(c) + 2];
+					for (int c = 0; c < COLS; c++) {
+						grew |= fmaxf(x[COL_REG(c)], x[COL_REG(c) + 2]) > m[c] + 8.0f;
+						e[COL_REG(c)] = exp2_approx(x[COL_REG(c)] - m[c]);
+						e[COL_REG(c) + 2] = exp2_approx(x[COL_REG(c) + 2] - m[c]);
+						sum[c] = e[COL_REG(c)] + e[COL_REG(c) + 2];
+					}
+#pragma unroll
+					for (int j = 0; j < JS; j++)
+						store_matrix_x2_trans(p_addr + swizzled(8 * j + (lane & 7), 2 * warp + (lane >> 3 & 1)),
+						                      PACK(e[4 * j], e[4 * j + 1]), PACK(e[4 * j + 2], e[4 * j + 3]));
+					fence_async_proxy();
+					raise = barrier_or(1, 128, grew);
 				}
-#pragma unroll
-				for (int j = 0; j < JS; j++)
-					store_matrix_x2_trans(p_addr + swizzled(8 * j + (lane & 7), 2 * warp + (lane >> 3 & 1)),
-					                      PACK(e[4 * j], e[4 * j + 1]), PACK(e[4 * j + 2], e[4 * j + 3]));
-				fence_async_proxy();
-				if (barrier_or(1, 128, grew)) {
-					/* 3b. Some row grew: raise all references to the true maximum so far and rescale. */
+				if (raise) {
+					/* 3b. Raise all references to the true maximum so far and rescale. */
 #pragma unroll
 					for (int c = 0; c < COLS; c++) {
 						float top = fmaxf(x[COL_REG(c)], x[COL_REG(c) + 2]);
@@ -183,14 +186,13 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 						top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 8));
 						top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 16));
 						if (lane < 4)
-							exchange[warp][COL_ROW(c)] = top;
+							tops[COL_ROW(c)][warp] = top;
 					}
 					named_barrier(1, 128);
 #pragma unroll
 					for (int c = 0; c < COLS; c++) {
-						const int row = COL_ROW(c);
-						const float raised = fmaxf(m[c], fmaxf(fmaxf(exchange[0][row], exchange[1][row]),
-						                                       fmaxf(exchange[2][row], exchange[3][row])));
+						const float4 top = *(const float4 *)tops[COL_ROW(c)];
+						const float raised = fmaxf(m[c], fmaxf(fmaxf(top.x, top.y), fmaxf(top.z, top.w)));
 						const float factor = exp2_approx(m[c] - raised);
 						m[c] = raised;
 						l[c] *= factor;
@@ -227,65 +229,75 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_empty[slot]));
 			}
-			if (piece.begin < piece.end)
-				pieces++;
 
-				/* 5. The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
+			/* 5. The piece's result: normalised rows to out or to the partial slot. */
+			const struct row_end *const ends = row_ends[pieces & 1];
+			const bool empty = piece.begin == piece.end;
+			if (!empty) {
 #pragma unroll
-			for (int c = 0; c < COLS; c++) {
-				l[c] += __shfl_xor_sync(0xffffffff, l[c], 4);
-				l[c] += __shfl_xor_sync(0xffffffff, l[c], 8);
-				l[c] += __shfl_xor_sync(0xffffffff, l[c], 16);
-				if (lane < 4) {
-					exchange[warp][COL_ROW(c)] = l[c];
-					row_max[COL_ROW(c)] = m[c]; /* the same in all warps */
+				for (int c = 0; c < COLS; c++) {
+					l[c] += __shfl_xor_sync(0xffffffff, l[c], 4);
+					l[c] += __shfl_xor_sync(0xffffffff, l[c], 8);
+					l[c] += __shfl_xor_sync(0xffffffff, l[c], 16);
+					if (lane < 4) {
+						sums[COL_ROW(c)][warp] = l[c];
+						row_max[COL_ROW(c)] = m[c]; /* the same in all warps */
+					}
 				}
+				named_barrier(1, 128); /* sums are written again only after a barrier of the next piece's first tile */
+#pragma unroll
+				for (int c = 0; c < COLS; c++)
+					l[c] = add_four(sums[COL_ROW(c)]);
 			}
-			named_barrier(1, 128);
-			if (threadIdx.x < ROWS) /* all in warp 0 */
-				settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
-				           exchange[0][threadIdx.x] + exchange[1][threadIdx.x] + exchange[2][threadIdx.x] +
-				               exchange[3][threadIdx.x],
-				           poisoned, &row_norm[threadIdx.x], &row_ptr[threadIdx.x]);
-			named_barrier(1, 128);
+			poisoned = __shfl_sync(0xffffffff, poisoned, 0);
+#pragma unroll
+			for (int c = 0; c < COLS; c++) /* from now on, what to multiply the row by */
+				l[c] = row_scale(l[c], poisoned);
+			if (p.attn_sink && piece.slot < 0 && !empty) {
+#pragma unroll
+				for (int c = 0; c < COLS; c++)
+					l[c] *= sink_factor(ends[COL_ROW(c)].sink, row_lse(m[c], add_four(sums[COL_ROW(c)]), poisoned));
+			}
 			if (piece.slot >= 0) {
 #pragma unroll
 				for (int c = 0; c < COLS; c++) {
-					float *const out = (float *)row_ptr[COL_ROW(c)];
-					const float norm = row_norm[COL_ROW(c)];
+					float *const out = (float *)ends[COL_ROW(c)].out;
 					if (out) {
 						float *const at = out + 16 * warp + (lane >> 2);
 #pragma unroll
 						for (int v = 0; v < V_SLICES; v++) {
-							at[64 * v] = o[v][COL_REG(c)] * norm;
-							at[64 * v + 8] = o[v][COL_REG(c) + 2] * norm;
+							at[64 * v] = o[v][COL_REG(c)] * l[c];
+							at[64 * v + 8] = o[v][COL_REG(c) + 2] * l[c];
 						}
 					}
 				}
-				continue;
-			}
+			} else {
 #pragma unroll
-			for (int j = 0; j < JS; j++) { /* 8 dims x 8 rows at a time, transposed within the warp */
-				uint16_t *const out = (uint16_t *)row_ptr[8 * j + (lane >> 2)];
-				uint16_t *const at = out + 16 * warp + 2 * (lane & 3);
-				const float norm0 = row_norm[COL_ROW(2 * j)], norm1 = row_norm[COL_ROW(2 * j + 1)];
-				uint32_t two[2 * V_SLICES];
-#pragma unroll
-				for (int i = 0; i < 2 * V_SLICES; i++)
-					two[i] = transpose_8x8(
-					    PACK(o[i / 2][4 * j + 2 * (i % 2)] * norm0, o[i / 2][4 * j + 2 * (i % 2) + 1] * norm1));
-				if (out && p.out_aligned) {
+				for (int j = 0; j < JS; j++) { /* 8 dims x 8 rows at a time, transposed within the warp */
+					uint16_t *const out = (uint16_t *)ends[8 * j + (lane >> 2)].out;
+					uint16_t *const at = out + 16 * warp + 2 * (lane & 3);
+					uint32_t two[2 * V_SLICES];
 #pragma unroll
 					for (int i = 0; i < 2 * V_SLICES; i++)
-						*(uint32_t *)(at + 64 * (i / 2) + 8 * (i % 2)) = two[i];
-				} else if (out) {
+						two[i] = transpose_8x8(PACK(o[i / 2][4 * j + 2 * (i % 2)] * l[2 * j],
+						                            o[i / 2][4 * j + 2 * (i % 2) + 1] * l[2 * j + 1]));
+					if (out && p.out_aligned) {
 #pragma unroll
-					for (int i = 0; i < 2 * V_SLICES; i++) {
-						at[64 * (i / 2) + 8 * (i % 2)] = (uint16_t)two[i];
-						at[64 * (i / 2) + 8 * (i % 2) + 1] = (uint16_t)(two[i] >> 16);
+						for (int i = 0; i < 2 * V_SLICES; i++)
+							*(uint32_t *)(at + 64 * (i / 2) + 8 * (i % 2)) = two[i];
+					} else if (out) {
+#pragma unroll
+						for (int i = 0; i < 2 * V_SLICES; i++)
+							store_two(p, at + 64 * (i / 2) + 8 * (i % 2), two[i]);
 					}
 				}
 			}
+			if (threadIdx.x < ROWS)
+				store_lse(p, piece, ends[threadIdx.x],
+				          row_lse(row_max[threadIdx.x], empty ? 0.0f : add_four(sums[threadIdx.x]), poisoned));
+			__syncwarp();
+			if (lane == 0)
+				mbar_arrive(smem_addr(&bar_q_empty[pieces & 1]));
 		}
 	}
 }

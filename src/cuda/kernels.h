@@ -31,11 +31,12 @@ struct decode_params {
 	float *lse; /* NULL: not wanted */
 	int64_t lse_b, lse_h, lse_s;
 
-	int64_t max_len; /* max_pages * page: longer lengths are cut */
+	int32_t max_len; /* max_pages * page: longer lengths are cut */
 	int32_t b, s_q, h_kv, group, page, num_pages;
 	int32_t slices; /* d_qk / 64: 9 or 8                                      */
 	int32_t row_tiles;
 	int32_t tile_rows;  /* rows of a tile: 8, 16, 32 (swapped) or 64          */
+	int32_t page_shift; /* log2(page), -1: page is not a power of two          */
 	int32_t box_tokens; /* tokens of a TMA box: min(64, page) or a divisor    */
 	int32_t box_slices; /* slices of a TMA box: 3 when box_tokens is 64, or 1 */
 	int32_t num_parts;

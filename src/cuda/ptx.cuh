@@ -117,6 +117,12 @@ DEV void copy_async_wait(void)
 	asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/* A hint: fetch the line at `p` into L2. */
+DEV void prefetch_l2(const void *p)
+{
+	asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 /* ---- ordering ---- */
 
 /* Ordinary shared-memory writes before, tensor core or copy engine reads after. */

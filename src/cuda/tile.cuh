@@ -26,6 +26,12 @@ DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 	return row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
+/* Which of a request's pages holds a token. */
+DEV int token_page(const struct decode_params &p, int token)
+{
+	return p.page_shift >= 0 ? token >> p.page_shift : token / p.page;
+}
+
 /* Keys [lo, hi) that a row's query token sees. */
 struct span {
 	int lo, hi;
@@ -62,8 +68,9 @@ DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &p
 		const bool used = box >= b.begin && box < b.end;
 		b.page[i] = b.row[i] = 0;
 		if (used) {
-			b.page[i] = table[token / p.page];
-			b.row[i] = token % p.page;
+			const int page = token_page(p, token);
+			b.page[i] = table[page];
+			b.row[i] = token - page * p.page;
 		}
 		b.good[i] = __ballot_sync(0xffffffff, used && (unsigned)b.page[i] < (unsigned)p.num_pages);
 	}
@@ -229,15 +236,6 @@ DEV void store_two(const struct decode_params &p, uint16_t *dst, uint32_t two)
 	}
 }
 
-/* 1 / (1 + exp(sink - lse)): what an attention sink takes from a row; lse in base 2. */
-DEV float sink_factor(const struct decode_params &p, int head, float lse2)
-{
-	const float log2e = 1.4426950408889634f;
-	if (!p.attn_sink || lse2 == -INFINITY) /* an empty row stays 0, also beside a sink of -inf */
-		return 1.0f;
-	return __fdividef(1.0f, 1.0f + exp2f(p.attn_sink[head] * log2e - lse2));
-}
-
 DEV float natural_lse(const struct decode_params &p, float lse2)
 {
 	return lse2 == -INFINITY ? p.empty_lse : lse2 * 0.6931471805599453f;
@@ -261,30 +259,73 @@ DEV struct row_target row_target(const struct decode_params &p, const struct pie
 	return t;
 }
 
-/* Ends a row of a piece: writes its lse, to the user or to the partial slot, and says where the row goes (*ptr; NULL:
- * not a row of the request) and by what to multiply it. */
-DEV void settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
-                    float max, float sum, bool poisoned, float *norm, void **ptr)
+/* Where a row of a piece goes: to the user, or to the piece's partial slot.  Known before its sums are. */
+struct row_end {
+	void *out; /* NULL: not a row of the request */
+	float *lse;
+	float sink; /* the head's attention sink in base 2, -inf: none or not yet */
+};
+
+DEV struct row_end row_end(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile,
+                           int tile_row)
 {
 	const int row = row_tile * p.tile_rows + tile_row;
-	*ptr = NULL;
+	struct row_end e = {NULL, NULL, -INFINITY};
 	if (row >= piece.tokens * p.group)
-		return;
-	const float lse2 = poisoned ? NAN : sum == 0 ? -INFINITY : max + __log2f(sum);
-	float scale = poisoned ? NAN : sum == 0 ? 0.0f : __fdividef(1.0f, sum);
+		return e;
 	if (piece.slot < 0) {
 		const struct row_target t = row_target(p, piece, kv_head, row);
-		scale *= sink_factor(p, t.head, lse2);
-		if (t.lse)
-			*t.lse = natural_lse(p, lse2);
-		*ptr = t.out;
+		e.out = t.out;
+		e.lse = t.lse;
+		if (p.attn_sink)
+			e.sink = p.attn_sink[t.head] * 1.4426950408889634f;
 	} else {
 		const int64_t at =
 		    ((int64_t)piece.slot * p.h_kv * p.row_tiles + kv_head * p.row_tiles + row_tile) * p.tile_rows + tile_row;
-		p.partial_lse[at] = lse2;
-		*ptr = p.partial_out + at * D_V;
+		e.out = p.partial_out + at * D_V;
+		e.lse = p.partial_lse + at;
 	}
-	*norm = scale;
+	return e;
+}
+
+/* The three results of a row from its maximum and sum: the log-sum-exp in base 2, by what to multiply its products,
+ * and what an attention sink takes from it, 1 / (1 + exp(sink - lse)). */
+DEV float row_lse(float max, float sum, bool poisoned)
+{
+	return poisoned ? NAN : sum == 0 ? -INFINITY : max + __log2f(sum);
+}
+
+DEV float row_scale(float sum, bool poisoned)
+{
+	return poisoned ? NAN : sum == 0 ? 0.0f : __fdividef(1.0f, sum);
+}
+
+DEV float sink_factor(float sink, float lse2)
+{
+	return sink == -INFINITY ? 1.0f : __fdividef(1.0f, 1.0f + exp2_approx(sink - lse2));
+}
+
+DEV void store_lse(const struct decode_params &p, const struct piece &piece, const struct row_end &e, float lse2)
+{
+	if (e.lse)
+		*e.lse = piece.slot < 0 ? natural_lse(p, lse2) : lse2;
+}
+
+DEV float add_four(const float *x)
+{
+	const float4 v = *(const float4 *)x;
+	return v.x + v.y + v.z + v.w;
+}
+
+/* All of it, by one thread: *ptr where the row goes (NULL: nowhere), *norm by what to multiply it. */
+DEV void settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
+                    float max, float sum, bool poisoned, float *norm, void **ptr)
+{
+	const struct row_end e = row_end(p, piece, kv_head, row_tile, tile_row);
+	const float lse2 = row_lse(max, sum, poisoned);
+	*ptr = e.out;
+	*norm = row_scale(sum, poisoned) * sink_factor(e.sink, lse2);
+	store_lse(p, piece, e, lse2);
 }
 
 #endif

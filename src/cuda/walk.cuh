@@ -16,10 +16,9 @@ DEV int request_tokens(const struct decode_params &p, int req)
 	return p.cu_seqlens_q ? p.cu_seqlens_q[req + 1] - p.cu_seqlens_q[req] : p.s_q;
 }
 
-DEV int64_t request_len(const struct decode_params &p, int req)
+DEV int request_len(const struct decode_params &p, int req)
 {
-	const int64_t len = p.cache_seqlens[req];
-	return len < 0 ? 0 : len < p.max_len ? len : p.max_len;
+	return max(0, min(p.cache_seqlens[req], p.max_len));
 }
 
 DEV struct blocks request_blocks(const struct decode_params &p, int req)
@@ -36,9 +35,19 @@ struct part_borders {
 /* Shared memory of find_part. */
 struct schedule {
 	struct part_borders borders;
-	int64_t warp_sum[32];
-	int32_t warp_max[32];
+	int64_t warp_sum[16]; /* CTAs have up to 512 threads */
+	int32_t warp_max[16];
 };
+
+/* The split request that the part starts, if the part ends inside request i and has its first piece. */
+DEV struct split find_split(struct plan_axis axis, int part, int i, int64_t S, struct blocks r, struct border end)
+{
+	struct split none = {0, 0, 0};
+	if (axis.chunk > 0 || end.block == 0)
+		return none;
+	const struct border_range inner = plan_inner_borders(axis, S, r);
+	return inner.first == part + 1 ? (struct split){i, part, (int)(inner.end - inner.first) + 1} : none;
+}
 
 /* Sets the borders that lie in request i, whose start on the axis is S. */
 DEV void set_borders(struct plan_axis axis, int part, int64_t begin, int64_t end, int i, int64_t S, struct blocks r,
@@ -49,72 +58,84 @@ DEV void set_borders(struct plan_axis axis, int part, int64_t begin, int64_t end
 		b.begin = plan_cut(axis, begin, i, S, r);
 	if (part + 1 < axis.active && end >= S && end < next) {
 		b.end = plan_cut(axis, end, i, S, r);
-		if (axis.chunk == 0 && b.end.block > 0) {
-			const struct border_range inner = plan_inner_borders(axis, S, r);
-			if (inner.first == part + 1)
-				b.split = (struct split){i, part, (int)(inner.end - inner.first) + 1};
-		}
+		b.split = find_split(axis, part, i, S, r, b.end);
 	}
 }
 
-/* Up to 256 requests: every warp finds the part for itself, without a barrier; a lane has eight requests. */
-DEV struct part_borders find_part_in_warp(const struct decode_params &p, int part)
+/* Up to 256 requests: every warp finds the part for itself, without a barrier; a lane has EACH consecutive requests.
+ * This code runs once in a CTA, at the speed at which instructions are fetched: what counts is how few there are. */
+
+/* Which request holds position `at` of the axis, and where that request starts; n: blocks of the lane's requests, S:
+ * where the first of them starts, first: its number.  No request does (first lane's first): `at` is the axis' end. */
+struct place {
+	int req, S;
+};
+
+template <int EACH> DEV struct place locate(int at, const int (&n)[EACH], int overhead, int S, int first, int b)
 {
-	enum { EACH = 8 };
-	const int lane = threadIdx.x & 31, each = (p.b + 31) >> 5;
-	struct blocks r[EACH];
-	int mine = 0, longest = 0;
+	struct place here = {first, S};
+	bool mine = false;
 #pragma unroll
 	for (int k = 0; k < EACH; k++) {
-		const int i = lane * each + k;
-		r[k] = (struct blocks){0, 0};
-		if (k < each && i < p.b)
-			r[k] = request_blocks(p, i);
+		const int cost = first + k < b ? n[k] + overhead : 0;
+		if (at >= S && at < S + cost) {
+			here.req = first + k;
+			here.S = S;
+			mine = true;
+		}
+		S += n[k] + overhead;
+	}
+	const unsigned owner = __ballot_sync(0xffffffff, mine);
+	const int from = owner ? __ffs(owner) - 1 : 0;
+	here.req = __shfl_sync(0xffffffff, here.req, from);
+	here.S = __shfl_sync(0xffffffff, here.S, from);
+	return here;
+}
+
+template <int EACH> DEV struct part_borders find_part_in_warp(const struct decode_params &p, int part)
+{
+	const int lane = threadIdx.x & 31, each = EACH == 1 ? 1 : (p.b + 31) >> 5, first = lane * each;
+	int n[EACH], mine = 0, longest = 0;
+#pragma unroll
+	for (int k = 0; k < EACH; k++) { /* all loads at once: past the end, the last request's again */
+		const struct blocks r = request_blocks(p, min(first + k, p.b - 1));
+		n[k] = k < each && first + k < p.b ? (int)(r.end - r.begin) : 0;
 	}
 #pragma unroll
 	for (int k = 0; k < EACH; k++) {
-		mine += (int)(r[k].end - r[k].begin);
-		longest = max(longest, (int)(r[k].end - r[k].begin));
+		mine += n[k];
+		longest = max(longest, n[k]);
 	}
 	int before = mine;
+#pragma unroll
 	for (int d = 1; d < 32; d <<= 1) {
 		const int left = __shfl_up_sync(0xffffffff, before, d);
 		before += lane >= d ? left : 0;
 	}
-	const int total = __shfl_sync(0xffffffff, before, 31);
-	before -= mine;
 	longest = __reduce_max_sync(0xffffffff, longest);
+	const int total = __shfl_sync(0xffffffff, before, 31);
 	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
 	struct part_borders b = {{part < axis.active ? 0 : PLAN_IDLE, 0}, {p.b, 0}, {0, 0, 0}};
-	const int64_t begin = plan_position(axis, part), end = plan_position(axis, part + 1);
-	bool hit_begin = false, hit_end = false;
-	if (part < axis.active) {
-#pragma unroll 1
-		for (int k = 0; k < each; k++) {
-			const int i = lane * each + k;
-			if (i >= p.b)
-				break;
-			struct blocks rk = r[0];
-#pragma unroll
-			for (int n = 1; n < EACH; n++)
-				rk = n == k ? r[n] : rk;
-			const int64_t S = axis.whole ? i : before + (int64_t)i * axis.overhead, next = S + plan_cost(axis, rk);
-			set_borders(axis, part, begin, end, i, S, rk, b);
-			hit_begin |= begin >= S && begin < next;
-			hit_end |= end >= S && end < next;
-			before += (int)(rk.end - rk.begin);
-		}
+	const int begin = (int)plan_position(axis, part), end = (int)plan_position(axis, part + 1);
+	if (part >= axis.active)
+		return b;
+	if (axis.whole) { /* a unit of the axis is a request */
+		b.begin.req = begin;
+		b.end.req = end;
+		return b;
 	}
-	/* The lane that holds a border tells the others; without one (first, last part) all agree already. */
-	const unsigned begins = __ballot_sync(0xffffffff, hit_begin), ends = __ballot_sync(0xffffffff, hit_end);
-	const int from = begins ? __ffs(begins) - 1 : 0, to = ends ? __ffs(ends) - 1 : 0;
-	b.begin.req = __shfl_sync(0xffffffff, (int)b.begin.req, from);
-	b.begin.block = __shfl_sync(0xffffffff, (int)b.begin.block, from);
-	b.end.req = __shfl_sync(0xffffffff, (int)b.end.req, to);
-	b.end.block = __shfl_sync(0xffffffff, (int)b.end.block, to);
-	b.split.req = __shfl_sync(0xffffffff, b.split.req, to);
-	b.split.first_part = __shfl_sync(0xffffffff, b.split.first_part, to);
-	b.split.pieces = __shfl_sync(0xffffffff, b.split.pieces, to);
+	const int S = before - mine + first * axis.overhead;
+	const int limit = min(first + each, p.b);
+	if (part > 0) {
+		const struct place at = locate(begin, n, axis.overhead, S, first, limit);
+		b.begin = plan_cut(axis, begin, at.req, at.S, request_blocks(p, at.req));
+	}
+	if (part + 1 < axis.active) {
+		const struct place at = locate(end, n, axis.overhead, S, first, limit);
+		const struct blocks r = request_blocks(p, at.req);
+		b.end = plan_cut(axis, end, at.req, at.S, r);
+		b.split = find_split(axis, part, at.req, at.S, r, b.end);
+	}
 	return b;
 }
 
@@ -180,10 +201,27 @@ DEV struct part_borders find_part_in_block(const struct decode_params &p, int pa
 	return sh.borders;
 }
 
+/* Before grid_wait(), while the kernel before us ends: asks L2 for the lengths and the page table, whose misses would
+ * otherwise follow each other at the start of every CTA.  Hints only; the values are read after grid_wait().  Tables
+ * too wide to be worth it are left alone. */
+DEV void prefetch_inputs(const struct decode_params &p)
+{
+	enum { LINE = 128, MOST = 1 << 18 };
+	const int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * LINE;
+	if (at < p.b * (int64_t)sizeof(int32_t))
+		prefetch_l2((const char *)p.cache_seqlens + at);
+	if (p.b * p.table_stride <= MOST && at < ((p.b - 1) * p.table_stride + 1) * (int64_t)sizeof(int32_t))
+		prefetch_l2((const char *)p.block_table + at);
+}
+
 /* The part of a CTA; called by all its threads. */
 DEV struct part_borders find_part(const struct decode_params &p, int part, struct schedule &sh)
 {
-	return p.b <= 256 && p.small ? find_part_in_warp(p, part) : find_part_in_block(p, part, sh);
+	if (p.b > 256 || !p.small)
+		return find_part_in_block(p, part, sh);
+	return p.b <= 32    ? find_part_in_warp<1>(p, part)
+	       : p.b <= 128 ? find_part_in_warp<4>(p, part)
+	                    : find_part_in_warp<8>(p, part);
 }
 
 /* A piece: consecutive blocks of one request that one CTA turns into one result. */
@@ -209,7 +247,7 @@ DEV struct walk walk_begin(const struct decode_params &p, int part, const struct
 	w.end_req = w.req == PLAN_IDLE ? 0 : (int32_t)b.end.req;
 	w.end_block = w.req == PLAN_IDLE ? 0 : (int32_t)b.end.block;
 	w.part = part;
-	w.next_len = w.req < p.b ? (int32_t)request_len(p, w.req) : 0;
+	w.next_len = w.req < p.b ? request_len(p, w.req) : 0;
 	return w;
 }
 
@@ -238,7 +276,7 @@ DEV bool walk_next(const struct decode_params &p, struct walk &w, int row_tile, 
 			w.req++;
 			w.block = 0;
 			if (w.req < p.b)
-				w.next_len = (int32_t)request_len(p, w.req);
+				w.next_len = request_len(p, w.req);
 		}
 		if (row_tile * p.tile_rows < piece.tokens * p.group)
 			return true;
