@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
-		if (warp == 8) { /* ---- KV producer ---- */
+		if (warp == 8) {                              /* ---- KV producer ---- */
 			const uint64_t policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
 			while (walk_next(p, walk, row_tile, piece)) {
 #pragma unroll 1

@@ -19,27 +19,27 @@
 enum { MERGE_THREADS = 128, VECTORS = 2, ROW_VALUES = 32 * 8 * VECTORS };
 
 /* Division by a number known to the launcher, for dividends below 2^31. */
-struct divisor {
+struct fast_divisor {
 	uint32_t d, magic, shift;
 };
 
 struct merge_params {
 	struct merge_problem m;
-	struct divisor h_q, s_q, row_tasks; /* row_tasks: warps a row, more than one with d_v > ROW_VALUES */
+	struct fast_divisor h_q, s_q, row_tasks; /* row_tasks: warps a row, more than one with d_v > ROW_VALUES */
 	uint32_t tasks;
 	int out_aligned;
 };
 
-static struct divisor divisor_of(int64_t d)
+static struct fast_divisor divisor_of(int64_t d)
 {
-	struct divisor v = {(uint32_t)d, 0, 31};
+	struct fast_divisor v = {(uint32_t)d, 0, 31};
 	while ((uint64_t)1 << (v.shift - 31) < (uint64_t)d)
 		v.shift++;
 	v.magic = (uint32_t)(((uint64_t)1 << v.shift) / (uint64_t)d + 1);
 	return v;
 }
 
-DEV uint32_t divide(uint32_t n, struct divisor v)
+DEV uint32_t divide(uint32_t n, struct fast_divisor v)
 {
 	return (uint32_t)((uint64_t)n * v.magic >> v.shift);
 }
