@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty;
 	__shared__ struct schedule schedule;
-	__shared__ float reference[2][ROWS], row_sum[2][ROWS], row_norm[ROWS];
+	__shared__ float reference[2][ROWS], row_max[ROWS], row_sum[2][ROWS], row_norm[ROWS];
 	__shared__ void *row_ptr[ROWS];
 	__shared__ int bad_tile[2];
 	uint8_t *const q_tile = smem, *const kv_tile = smem + Q_BYTES;
@@ -309,12 +309,12 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			if ((lane & 3) == 0) {
 				row_sum[group][row + 8 * h] = l[h];
 				if (group == 0)
-					reference[0][row + 8 * h] = m[h]; /* both groups' */
+					row_max[row + 8 * h] = m[h]; /* both groups' */
 			}
 		}
 		poisoned = barrier_or(ROWS_SUMMED, 256, poisoned);
 		if (threadIdx.x < ROWS)
-			settle_row(p, piece, kv_head, row_tile, threadIdx.x, reference[0][threadIdx.x],
+			settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
 			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], poisoned, &row_norm[threadIdx.x],
 			           &row_ptr[threadIdx.x]);
 		named_barrier(ROWS_SETTLED, 256);

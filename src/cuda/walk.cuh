@@ -35,8 +35,8 @@ struct part_borders {
 /* Shared memory of find_part. */
 struct schedule {
 	struct part_borders borders;
-	int64_t warp_sum[16]; /* CTAs have up to 512 threads */
-	int32_t warp_max[16];
+	int64_t warp_sum[32]; /* CTAs have up to 1024 threads */
+	int32_t warp_max[32];
 };
 
 /* The split request that the part starts, if the part ends inside request i and has its first piece. */

@@ -59,7 +59,7 @@ static bool compare_rows(const struct batch *t, struct data_tensor *host, struct
 	                                     .window = t->window,
 	                                     .cache_seqlens = gpu[LENS].t.data,
 	                                     .cu_seqlens_q = t->ragged ? gpu[CU].t.data : NULL,
-	                                     .max_len = INT64_MAX,
+	                                     .max_len = INT32_MAX,
 	                                     .num_parts = t->parts,
 	                                     .costs = t->costs};
 	EXPECT_CUDA(fmla_launch_plan(&params, gpu[ROWS].t.data, num_rows, gpu[SPLITS].t.data, NULL));
