@@ -5,6 +5,7 @@
 # Compiles every src/cuda/*.cu for sm_90a into OUT (default build/cuda_report) and fails on
 #   - a compile error, a register spill, or a stack frame in a decode kernel
 #   - C7508 (setmaxnreg ignored) and C7510 - C7520 (wgmma serialised)
+#   - a decode kernel whose shared memory exceeds an SM's
 #   - a decode kernel without wgmma (HGMMA) or tensor-map loads (UTMALDG)
 # Prints a line per kernel; the last line is "N passed, N failed".
 cd "$(dirname "$0")/.." || exit 1
@@ -57,6 +58,14 @@ uses()
 	END { exit !found }' "$1"
 }
 
+# Dynamic shared memory of a decode kernel, as its launcher asks for it: tiles of KV and q, P of the swapped ones.
+dynamic()
+{
+	rows=$(echo "$1" | sed -n 's/.*swap\([0-9]*\).*/\1/p')
+	[ -n "$rows" ] || { echo $((3 * 73728)); return; }
+	echo $((2 * (73728 + 1152 * rows + (rows < 8 ? 1024 : 128 * rows))))
+}
+
 mkdir -p "$out"
 for file in src/cuda/*.cu; do
 	base=$out/$(basename "$file" .cu)
@@ -83,6 +92,8 @@ for file in src/cuda/*.cu; do
 		fmla_decode_*)
 			if [ "$spill" -gt 0 ] || [ "$stack" -gt 0 ]; then
 				bad "$line"
+			elif [ $((smem + $(dynamic "$name"))) -gt 232448 ]; then
+				bad "$line and $(dynamic "$name") B dynamic: more than the 232448 B of a CTA"
 			elif ! uses "$listing" "$name" 'HGMMA|wgmma\.mma_async'; then
 				bad "$line; no wgmma in $listing"
 			elif ! uses "$listing" "$name" 'UTMALDG|cp\.async\.bulk\.tensor'; then

@@ -22,7 +22,8 @@ struct cut {
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
     fmla_plan_rows(const __grid_constant__ struct decode_params p, struct part *rows, int64_t num_rows, int32_t *splits)
 {
-	__shared__ struct schedule sh;
+	__shared__ int64_t warp_sum[PLAN_THREADS / 32];
+	__shared__ int32_t warp_max[PLAN_THREADS / 32];
 	__shared__ struct cut cuts[MAX_PARTS + 1];
 	const int threads = (int)blockDim.x, run = (p.b + threads - 1) / threads;
 	const int first = min((int)threadIdx.x * run, p.b), end = min(first + run, p.b);
@@ -35,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
 	}
-	const int64_t before = block_scan(sh, mine, longest, &total, &longest);
+	const int64_t before = block_scan(warp_sum, warp_max, mine, longest, &total, &longest);
 	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
 	const int active = (int)axis.active;
 	int64_t start = axis.whole ? first : before + (int64_t)first * axis.overhead;
@@ -62,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		cuts[0] = (struct cut){0, 0, 0};
 		cuts[active] = (struct cut){p.b, 0, 0};
 	}
-	int64_t split = block_scan(sh, pieces, 0, &ignored, &unused); /* its barriers also publish cuts */
+	int64_t split = block_scan(warp_sum, warp_max, pieces, 0, &ignored, &unused); /* its barriers also publish cuts */
 
 	/* 3. Splits: counts become their prefix sum. */
 	for (int i = first; i < end; i++) {

@@ -35,8 +35,8 @@ struct part_borders {
 /* Shared memory of find_part. */
 struct schedule {
 	struct part_borders borders;
-	int64_t warp_sum[32]; /* CTAs have up to 1024 threads */
-	int32_t warp_max[32];
+	int64_t warp_sum[16]; /* CTAs have up to 512 threads */
+	int32_t warp_max[16];
 };
 
 /* The split request that the part starts, if the part ends inside request i and has its first piece. */
@@ -140,7 +140,7 @@ template <int EACH> DEV struct part_borders find_part_in_warp(const struct decod
 }
 
 /* Exclusive sum of x over the CTA's threads; *total and *top get the sum and the maximum of y over all. */
-DEV int64_t block_scan(struct schedule &sh, int64_t x, int32_t y, int64_t *total, int32_t *top)
+DEV int64_t block_scan(int64_t *warp_sum, int32_t *warp_max, int64_t x, int32_t y, int64_t *total, int32_t *top)
 {
 	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
 	int64_t sum = x;
@@ -150,16 +150,16 @@ DEV int64_t block_scan(struct schedule &sh, int64_t x, int32_t y, int64_t *total
 	}
 	y = __reduce_max_sync(0xffffffff, y);
 	if (lane == 31) {
-		sh.warp_sum[warp] = sum;
-		sh.warp_max[warp] = y;
+		warp_sum[warp] = sum;
+		warp_max[warp] = y;
 	}
 	__syncthreads();
 	int64_t before = 0, all = 0;
 #pragma unroll 1
 	for (int w = 0; w < warps; w++) {
-		before += w < warp ? sh.warp_sum[w] : 0;
-		all += sh.warp_sum[w];
-		y = max(y, sh.warp_max[w]);
+		before += w < warp ? warp_sum[w] : 0;
+		all += warp_sum[w];
+		y = max(y, warp_max[w]);
 	}
 	__syncthreads(); /* sh may be written again */
 	*total = all;
@@ -178,7 +178,7 @@ DEV struct part_borders find_part_in_block(const struct decode_params &p, int pa
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
 	}
-	block_scan(sh, mine, longest, &total, &longest);
+	block_scan(sh.warp_sum, sh.warp_max, mine, longest, &total, &longest);
 	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
 	const bool idle = part >= axis.active;
 	if (threadIdx.x == 0)
@@ -192,7 +192,7 @@ DEV struct part_borders find_part_in_block(const struct decode_params &p, int pa
 		const struct blocks none = {0, 0}, r = i < p.b ? request_blocks(p, i) : none;
 		int64_t sum;
 		int32_t ignored;
-		const int64_t S = start + block_scan(sh, i < p.b ? plan_cost(axis, r) : 0, 0, &sum, &ignored);
+		const int64_t S = start + block_scan(sh.warp_sum, sh.warp_max, i < p.b ? plan_cost(axis, r) : 0, 0, &sum, &ignored);
 		if (i < p.b)
 			set_borders(axis, part, begin, end, i, S, r, sh.borders);
 		start += sum;
