@@ -192,7 +192,8 @@ DEV struct part_borders find_part_in_block(const struct decode_params &p, int pa
 		const struct blocks none = {0, 0}, r = i < p.b ? request_blocks(p, i) : none;
 		int64_t sum;
 		int32_t ignored;
-		const int64_t S = start + block_scan(sh.warp_sum, sh.warp_max, i < p.b ? plan_cost(axis, r) : 0, 0, &sum, &ignored);
+		const int64_t S =
+		    start + block_scan(sh.warp_sum, sh.warp_max, i < p.b ? plan_cost(axis, r) : 0, 0, &sum, &ignored);
 		if (i < p.b)
 			set_borders(axis, part, begin, end, i, S, r, sh.borders);
 		start += sum;
