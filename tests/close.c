@@ -5,9 +5,13 @@
 #include <stdio.h>
 
 const struct limits limits_out = {.abs = 8e-4, .rel = 2.01 / 128, .cos = 5e-6};
-/* Where scores reach +-500, lse is a small difference of large numbers: fp32 sums of 576 products are then 2e-5 off,
- * the three-product fp16 of AMX (2^-20 of the terms) 4e-4.  An error of 5e-4 in lse is one of 5e-4 in every weight. */
-const struct limits limits_lse = {.abs = 5e-4, .rel = 8.01 / 65536, .cos = 0};
+
+/* The peers' 1e-6 absolute is for scores around one; lse is a small difference of scores, whose fp32 sums (and the three
+ * products of fp16 on AMX) are wrong by parts of the largest of them, ten deviations. */
+struct limits limits_lse(double deviation)
+{
+	return (struct limits){.abs = 1e-6 * fmax(1, 10 * deviation), .rel = 8.01 / 65536};
+}
 
 struct closeness close_values(const float *got, const float *want, int64_t n, struct limits limits)
 {
@@ -45,7 +49,7 @@ bool close_results(const struct result *got, const struct result *want, char *wh
 		snprintf(why, why_size, "shapes differ");
 		return false;
 	}
-	const struct closeness lse = close_values(got->lse, want->lse, rows, limits_lse);
+	const struct closeness lse = close_values(got->lse, want->lse, rows, limits_lse(want->deviation));
 	if (!lse.close) {
 		snprintf(why, why_size, "lse[token %lld, head %lld] is %.9g, want %.9g", (long long)(lse.worst / want->h_q),
 		         (long long)(lse.worst % want->h_q), got->lse[lse.worst], want->lse[lse.worst]);

@@ -10,7 +10,8 @@
 struct limits {
 	double abs, rel, cos; /* |got - want| <= abs or <= rel * |want|; 1 - cosine <= cos (0: not asked) */
 };
-extern const struct limits limits_out, limits_lse;
+extern const struct limits limits_out;
+struct limits limits_lse(double deviation); /* of the scores */
 
 /* What was found: the worst element (by how far it exceeds its limit) and the figures over all. */
 struct closeness {

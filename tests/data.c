@@ -385,7 +385,7 @@ static bool gaps_untouched(const struct data *d, enum data_name name, size_t run
 bool data_result(const struct data *d, struct result *r)
 {
 	const struct data_tensor *out = &d->tensors[DATA_OUT], *lse = &d->tensors[DATA_LSE];
-	*r = (struct result){.tokens = d->total_q, .h_q = d->c.h_q, .d_v = 512};
+	*r = (struct result){.tokens = d->total_q, .h_q = d->c.h_q, .d_v = 512, .deviation = 0.1 * (double)d->c.peak};
 	const size_t rows = (size_t)(r->tokens * r->h_q);
 	r->out = malloc(rows * (size_t)r->d_v * sizeof(float) + 1);
 	r->lse = malloc(rows * sizeof(float) + 1);

@@ -35,6 +35,7 @@ struct data {
 struct result {
 	int64_t tokens, h_q, d_v;
 	float *out, *lse;
+	double deviation; /* of the scores, see close.c; 0: around one at most */
 };
 
 void data_make(struct data *d, const struct test_case *c);

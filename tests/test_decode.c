@@ -71,7 +71,7 @@ static void naive_decode(const struct data *d, struct result *r)
 {
 	const struct test_case *c = &d->c;
 	const int32_t *cu = c->ragged ? data_of(d, DATA_CU) : NULL;
-	*r = (struct result){.tokens = d->total_q, .h_q = c->h_q, .d_v = 512};
+	*r = (struct result){.tokens = d->total_q, .h_q = c->h_q, .d_v = 512, .deviation = 0.1 * (double)c->peak};
 	r->out = calloc((size_t)(r->tokens * r->h_q * 512 + 1), sizeof(float));
 	r->lse = calloc((size_t)(r->tokens * r->h_q + 1), sizeof(float));
 	for (int64_t i = 0; i < c->b; i++) {
