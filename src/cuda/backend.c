@@ -301,7 +301,7 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 	const cuuint64_t head = p->h_kv > 1 ? 2 * (cuuint64_t)p->kv_head : token;
 	const cuuint64_t page = p->num_pages > 1 ? 2 * (cuuint64_t)p->kv_page : token;
 	const cuuint64_t dims[5] = {64, (cuuint64_t)p->page, (cuuint64_t)d->slices, (cuuint64_t)p->h_kv,
-	                            (cuuint64_t)p->num_pages};
+	                            (cuuint64_t)(p->num_pages > 0 ? p->num_pages : 1)};
 	const cuuint64_t strides[4] = {token, 128, head, page};
 	const cuuint32_t box[5] = {64, (cuuint32_t)d->box_tokens, (cuuint32_t)d->box_slices, 1, 1};
 	const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
@@ -309,9 +309,9 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 	st->key.kv = NULL;
 	const CUresult r =
 	    st->encode ? st->encode(&map, key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
-	                            (void *)(uintptr_t)p->kv, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-	                            CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-	                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+	                            (void *)(uintptr_t)(p->kv ? p->kv : p->workspace), dims, strides, box, ones,
+	                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+	                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
 	               : CUDA_ERROR_NOT_FOUND;
 	if (r != CUDA_SUCCESS)
 		return fmla_fail(
@@ -358,6 +358,8 @@ static fmla_status check_pages(struct fmla_ctx *ctx, const struct problem *p, co
 
 static fmla_status launch_decode(struct fmla_ctx *ctx, const struct problem *p)
 {
+	if (p->total_q == 0)
+		return FMLA_OK; /* no row to write */
 	const struct decode_params d = params_of(ctx, p);
 	const int fp16 = p->type == TYPE_FP16;
 	CUtensorMap map;
@@ -375,7 +377,7 @@ static fmla_status launch_decode(struct fmla_ctx *ctx, const struct problem *p)
 static fmla_status launch_combine(struct fmla_ctx *ctx, const struct problem *p)
 {
 	const struct decode_params d = params_of(ctx, p);
-	if (d.num_parts == 1 && d.costs.chunk == 0)
+	if (p->total_q == 0 || (d.num_parts == 1 && d.costs.chunk == 0))
 		return FMLA_OK; /* one part splits nothing */
 	TRY_CUDA(ctx, fmla_launch_combine(&d, state_of(ctx)->device[p->device.id].sms, p->type == TYPE_FP16, p->stream));
 	return FMLA_OK;
