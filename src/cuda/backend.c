@@ -263,7 +263,6 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .empty_lse = p->empty_lse,
 	    .q_aligned = (uintptr_t)p->q % 16 == 0 && multiple_of(8, p->q_b, p->q_s, p->q_h),
 	    .out_aligned = (uintptr_t)p->out % 16 == 0 && multiple_of(8, p->out_b, p->out_s, p->out_h),
-	    .evict_first = row_tiles(p) == 1,
 	    .small = div_up(p->max_pages * p->page, BLOCK) * p->b < INT32_MAX / 2,
 	    .costs = {.overhead = OVERHEAD_BLOCKS,
 	              .min_blocks = 1,

@@ -5,14 +5,15 @@
  *     MMA      MMA_BF16|MMA_FP16  PACK     pack_bf16|pack_fp16
  *     WGMMA    WGMMA_N<ROWS>_SS
  *
- * What      one CTA walks one part: per piece  S^T = K Q^T,  P^T = exp2(scale S^T - m),  O^T = V^T P^T
- * Why       wgmma computes 64 x N; with the cache as the 64-side, N is as small as the rows are: a tile of 64 tokens
- * costs a quarter of the tensor work (and power) of 64 padded rows, and O^T fits 64 (ROWS 16) registers Roles     warps
- * 0-3 consume, warp 4 requests KV, warps 5-7 fetch q of the next piece Budgets   shared memory: 2 KV tiles 147,456 + 2
- * q tiles (ROWS 32: 73,728) + 2 P tiles 8,192 B; 1 CTA per SM Bound by  DRAM: 2.24 us per tile when all SMs stream,
- * ~0.9 us of math Max       rows keep a reference maximum M; P is computed against it at once, and only when a score
- * exceeds M by more than 2^8 do all warps agree (barrier with reduction) to raise M and rescale O.  P <= 256 is exact
- * enough in 16 bits because sums are fp32 and lse is taken with the M in use */
+ * What      one CTA walks one part: per piece  S^T = K Q^T,  P^T = exp2(scale S^T - m),  O^T += V^T P^T
+ * Why       wgmma computes 64 x N; with the cache as the 64-side, N is as small as the rows are: a tile of 64 tokens costs a
+ *           quarter of the tensor work (and power) of 64 padded rows, and O^T of 16 rows fits 64 registers
+ * Roles     warps 0-3 consume, warp 4 requests KV, warps 5-7 fetch q of the next piece
+ * Budgets   shared memory: 2 KV tiles 147,456 + 2 q tiles (32 rows: 73,728) + 2 P tiles 8,192 B; 1 CTA per SM
+ * Bound by  DRAM: 2.2 us per tile when all SMs stream, about 1.2 us of work
+ * Max       rows keep a reference maximum m; P is computed against it at once, and only when a score exceeds it by more
+ *           than 2^8 do all warps agree (barrier with reduction) to raise it and rescale O.  P <= 256 is exact enough in
+ *           16 bits because sums are fp32 and lse is taken with the m in use */
 
 #define JS      (ROWS / 8) /* 8-column groups of an accumulator */
 #define ACC     (ROWS / 2) /* registers of one 64 x ROWS accumulator */
@@ -20,10 +21,9 @@
 #define Q_BYTES (QK_SLICES * ROWS * 128)
 #define P_BYTES (ROWS * 128 < 1024 ? 1024 : ROWS * 128)
 
-/* Column c of a thread, 0 <= c < COLS, is query row 8 (c / 2) + 2 (lane % 4) + c % 2; registers 4 (c / 2) + c % 2, + 2.
- */
 /* What turns the K descriptor of a tile into that of V (MN-major): the stride between slices. */
-#define V_DESC     ((uint64_t)(SLICE_BYTES >> 4) - 1 << 16)
+#define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
+/* Column c of a thread, 0 <= c < COLS, is query row 8 (c / 2) + 2 (lane % 4) + c % 2; registers 4 (c / 2) + c % 2, + 2. */
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
 
@@ -67,7 +67,7 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 	int tiles = 0, pieces = 0; /* counters of the two rings: slot = n & 1, parity from n >> 1 */
 
 	if (warp == 4) { /* ---- KV producer ---- */
-		const uint64_t policy = p.evict_first ? l2_evict_first() : l2_evict_normal();
+		const uint64_t policy = l2_evict_first();
 		while (walk_next(p, walk, row_tile, piece)) {
 #pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {

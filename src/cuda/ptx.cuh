@@ -90,18 +90,11 @@ DEV void bulk_store_wait(void)
 	                 : "memory");
 }
 
-/* L2 policies: data read once, and data that neighbours read too. */
+/* L2 policy of data that is not read again. */
 DEV uint64_t l2_evict_first(void)
 {
 	uint64_t policy;
 	asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-	return policy;
-}
-
-DEV uint64_t l2_evict_normal(void)
-{
-	uint64_t policy;
-	asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
 	return policy;
 }
 
