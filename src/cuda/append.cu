@@ -3,10 +3,11 @@
  * append.cu - fmla_kv_append on the GPU: rows of new tokens into the paged cache.
  *
  * What      cache row slot / page, slot % page = latent ++ rope, per KV head; slots out of range are skipped
- * Work      one warp is a CTA and owns up to ROWS rows.  The copy engine brings them into shared memory, latent and
- * rope side by side, and takes them out again as whole rows; threads only work out addresses.  Where something is not
- * 16-byte aligned or a row is too long, threads copy value by value instead Budget    18,432 bytes of shared memory for
- * 16 rows of 576: twelve CTAs an SM keep 220 KB in flight Bound by  DRAM, read + write */
+ * Work      one warp is a CTA and owns up to ROWS rows.  The copy engine brings them into shared memory, latent and rope
+ *           side by side, and takes them out again as whole rows; threads only work out addresses.  Where something is
+ *           not 16-byte aligned or a row is too long, threads copy value by value instead
+ * Budget    18,432 bytes of shared memory for 16 rows of 576: twelve CTAs an SM keep 220 KB in flight
+ * Bound by  DRAM, read + write */
 #include "kernels.h"
 #include "launch.cuh"
 #include "ptx.cuh"

@@ -45,7 +45,7 @@ struct decode_params {
 	float scale_log2; /* softmax_scale * log2(e) */
 	float empty_lse;
 	int32_t q_aligned;   /* q rows may be read 16 bytes at a time  */
-	int32_t out_aligned; /* out rows may be written 4 bytes at a time */
+	int32_t out_aligned; /* out rows may be written 16 bytes at a time */
 	int32_t small;       /* sums of blocks fit 31 bits              */
 	struct plan_costs costs;
 	int32_t max_chunks; /* batch-invariant mode: chunks of the longest request; else 0 */

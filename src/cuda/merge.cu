@@ -2,13 +2,13 @@
  *
  * merge.cu - fmla_merge on the GPU: n partial results of a row into one.
  *
- * What      m = max lse_j, w_j = exp(lse_j - m), out = sum w_j out_j / sum w_j; an infinite lse_j marks an empty
- * partial Work      a warp owns 512 values of an output row, a lane two vectors of eight Loop      BATCH partials per
- * turn: all their loads are requested before the first is used, then one rescale of the running sum.  One pass and a
- * fixed order: every byte is read once, and results never vary Bound by  DRAM, if instructions are few: what belongs to
- * a row (addresses, weights) is worked out once a warp for several kilobytes.  Half a row a warp, with divisions
- * instead of multiplications, ran at 56 % of a copy's rate for n = 2, and so did CTAs that stay and request the next
- * row early */
+ * What      m = max lse_j, w_j = exp(lse_j - m), out = sum w_j out_j / sum w_j; an infinite lse_j marks an empty partial
+ * Work      a warp owns 512 values of an output row, a lane two vectors of eight
+ * Loop      BATCH partials per turn: all their loads are requested before the first is used, then one rescale of the running
+ *           sum.  One pass and a fixed order: every byte is read once, and results never vary
+ * Bound by  DRAM, if instructions are few: what belongs to a row (addresses, weights) is worked out once a warp for several
+ *           kilobytes.  Half a row a warp, with divisions instead of multiplications, ran at 56 % of a copy's rate for
+ *           n = 2, and so did CTAs that stay and request the next row early */
 #include "kernels.h"
 #include "launch.cuh"
 #include "vector.cuh"
