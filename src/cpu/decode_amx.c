@@ -57,10 +57,12 @@ struct soft {
 	int tile;
 };
 
+/* The next block on its way into the caches: one line of each of its groups of 16 keys at a time. */
 struct prefetch {
-	int64_t t, end;
-	const unsigned char *at;
-	int left;
+	const unsigned char *at[GROUPS]; /* the row of each group */
+	int64_t start;
+	int groups, row, line;
+	int due, whole; /* a prefetch of all groups is due each `whole` */
 };
 
 struct amx {
@@ -185,30 +187,56 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	}
 }
 
-/* ---- prefetch of the next block into L2 ---------------------------------------------------------------------- */
+/* ---- prefetch of the next block ------------------------------------------------------------------------------ */
+
+/* What a tile product of QK, a row of P tiles in PV and four pairs of rows in packing carry of a block's prefetch.  They
+ * are spread evenly: a core has 16 buffers for lines on their way to L1, a line from memory holds one for 100 ns and
+ * more, and when all are held the loads of the products wait.  Several groups at a time let the L2 prefetcher run ahead
+ * in each of them, so that most lines come from L2 already. */
+enum { SHARE_QK = 16, SHARE_PV = 16, SHARE_PACK = 5 };
+
+static int prefetch_shares(const struct amx *a, int products)
+{
+	const int qk = SHARE_QK * a->tiles * GROUPS * a->steps / 2, pv = SHARE_PV * a->tiles * STRIPS * PANELS;
+	return products * (qk + pv) + (products > 1 ? 2 : 1) * SHARE_PACK * (KEYS / 8) * PANELS;
+}
+
+AMX_FN void prefetch_row(struct amx *a)
+{
+	struct prefetch *f = &a->ahead;
+	const int64_t last = a->w->end - 1;
+	for (int g = 0; g < f->groups; g++) {
+		const int64_t t = f->start + g * 16 + f->row;
+		f->at[g] = cpu_key(a->w, t < last ? t : last);
+	}
+}
 
 AMX_FN void prefetch_from(struct amx *a, int64_t start)
 {
 	struct prefetch *f = &a->ahead;
-	f->t = start;
-	f->end = start + KEYS < a->w->end ? start + KEYS : a->w->end;
-	f->left = 0;
+	const int64_t groups = (a->w->end - start + 15) / 16;
+	f->start = start;
+	f->groups = groups < 0 ? 0 : groups < GROUPS ? (int)groups : GROUPS;
+	f->row = groups > 0 ? 0 : 16;
+	f->line = 0;
+	f->due = 0;
+	prefetch_row(a);
 }
 
-AMX_INLINE void prefetch_lines(struct amx *a, int lines)
+AMX_INLINE void prefetch(struct amx *a, int share)
 {
 	struct prefetch *f = &a->ahead;
-	if (f->left == 0) {
-		if (f->t >= f->end)
-			return;
-		f->at = cpu_key(a->w, f->t++);
-		f->left = a->steps;
-	}
-	const int n = lines < f->left ? lines : f->left;
-	for (int i = 0; i < n; i++)
-		_mm_prefetch((const char *)f->at + i * 64, _MM_HINT_T1);
-	f->at += n * 64;
-	f->left -= n;
+	f->due += share * 16 * a->steps;
+	if (f->due < f->whole || f->row == 16)
+		return;
+	f->due -= f->whole;
+	for (int g = 0; g < f->groups; g++)
+		_mm_prefetch((const char *)f->at[g] + f->line * LINE, _MM_HINT_T0);
+	if (++f->line < a->steps)
+		return;
+	f->line = 0;
+	if (++f->row < 16)
+		prefetch_row(a);
 }
 
 /* ---- softmax ------------------------------------------------------------------------------------------------- */
@@ -420,7 +448,7 @@ AMX_FN void queue_last(struct amx *a)
 			TZERO(reg);   \
 		}                 \
 	} while (0)
-AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn, int lines)
+AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn)
 {
 	const int64_t stride = now->b->stride;
 #pragma GCC unroll 3
@@ -433,40 +461,47 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 				TLOAD(6, q, 64);
 			TURN_C(0);
 			TDP(0, 4, 6);
+			prefetch(a, SHARE_QK);
 			if (product != KEEPS_B)
 				TLOAD(7, q + a->steps * TILE, 64);
 			TURN_C(1);
 			TDP(1, 4, 7);
+			prefetch(a, SHARE_QK);
 			TLOAD(5, k[1] + step * 64, stride);
 			TURN_C(2);
 			TDP(2, 5, 6);
+			prefetch(a, SHARE_QK);
 			TURN_C(3);
 			TDP(3, 5, 7);
+			prefetch(a, SHARE_QK);
 		} else {
 			if (product != KEEPS_B)
 				TLOAD(6, q, 64);
 			TLOAD(4, k[0] + step * 64, stride);
 			TURN_C(0);
 			TDP(0, 4, 6);
+			prefetch(a, SHARE_QK);
 			TLOAD(5, k[1] + step * 64, stride);
 			TURN_C(1);
 			TDP(1, 5, 6);
+			prefetch(a, SHARE_QK);
 			TLOAD(4, k[2] + step * 64, stride);
 			TURN_C(2);
 			TDP(2, 4, 6);
+			prefetch(a, SHARE_QK);
 			TLOAD(5, k[3] + step * 64, stride);
 			TURN_C(3);
 			TDP(3, 5, 6);
+			prefetch(a, SHARE_QK);
 		}
 	}
-	prefetch_lines(a, lines);
 }
 
 /* One pass over all of k; carries the softmax of the last pass. */
-AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products, int lines)
+AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products)
 {
 	int step = 0;
-	qk_step(a, &now, step++, width, products, 1, lines);
+	qk_step(a, &now, step++, width, products, 1);
 	if (a->last.state != PASS_NONE) {
 		queue_last(a);
 		for (int i = 0; i < 2; i++) {
@@ -474,13 +509,13 @@ AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products,
 #pragma GCC unroll 8
 			for (int slice = 0; slice < SLICES; slice++) {
 				if (step < a->steps)
-					qk_step(a, &now, step++, width, products, 0, lines);
+					qk_step(a, &now, step++, width, products, 0);
 				soft_slice(a, &a->soft[i], &r, slice, products > 1);
 			}
 		}
 	}
 	while (step < a->steps)
-		qk_step(a, &now, step++, width, products, 0, lines);
+		qk_step(a, &now, step++, width, products, 0);
 	a->last = now;
 }
 
@@ -509,6 +544,8 @@ AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int 
 	for (int part = 0; part <= fp16; part++) {
 		unsigned char *lower = a->v + part * KEYS * 64, *upper = lower + STRIPS * TILE;
 		for (int r = 0; r < strips * 16; r++) {
+			if (r % 4 == 0)
+				prefetch(a, SHARE_PACK);
 			const unsigned char *row = b->k[part][r / 8] + (r % 8 * 2) * b->stride + panel * 64;
 			const __m512i x = r < whole || 2 * r < b->keys ? _mm512_load_si512(row) : zero;
 			const __m512i y = r < whole ? _mm512_load_si512(row + b->stride) : zero;
@@ -530,7 +567,7 @@ AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int 
 	} while (0)
 #define NOTHING ((unsigned char *)NULL)
 
-AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines)
+AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
 {
 	const int strips = (b->keys + 31) / 32;
 	unsigned char *from = NULL;
@@ -557,6 +594,7 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 					if (turn)
 						NEXT_C(1, from ? from + TILE : NULL, to + TILE);
 					TDP(1, 4, 7);
+					prefetch(a, SHARE_PV);
 					if (wide)
 						TLOAD(5, p0 + STRIPS * TILE, 64);
 					if (turn && from_wide) {
@@ -570,9 +608,9 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 					if (wide) {
 						TDP(2, 5, 6);
 						TDP(3, 5, 7);
+						prefetch(a, SHARE_PV);
 					}
 				}
-				prefetch_lines(a, lines);
 			}
 			from = to;
 			from_wide = wide;
@@ -593,9 +631,8 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products, int lines
 AMX_INLINE void walk_blocks(struct amx *a, int products)
 {
 	struct walk *w = a->w;
-	const int steps = (a->tiles * a->steps / 2 + a->units * PANELS) * STRIPS; /* of QK and PV, per block */
-	const int lines = (KEYS * a->steps + steps - 1) / steps;
 	int side = 0, turn = 0;
+	a->ahead.whole = prefetch_shares(a, products);
 	for (int64_t start = w->begin; start < w->end; start += KEYS, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
@@ -608,17 +645,17 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 				const struct pass now = {b, unit, group, width, a->s + turn * PASS, PASS_IN_TILES};
 				turn ^= 1;
 				if (width == 2)
-					qk_pass(a, now, 2, products, lines);
+					qk_pass(a, now, 2, products);
 				else
-					qk_pass(a, now, 1, products, lines);
+					qk_pass(a, now, 1, products);
 				if (unit == 0 && group == 0 && start > w->begin) { /* P of the block before is complete */
 					finish_stores(a);
-					pv(a, &a->blocks[side ^ 1], products, lines);
+					pv(a, &a->blocks[side ^ 1], products);
 				}
 			}
 	}
 	finish_last(a, products > 1);
-	pv(a, &a->blocks[side ^ 1], products, lines);
+	pv(a, &a->blocks[side ^ 1], products);
 }
 
 AMX_FN void walk_bf16(struct amx *a)
