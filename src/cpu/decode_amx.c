@@ -15,72 +15,15 @@
  * two passes, 8 KiB, P leaves the registers only when it is a finished A tile, one panel of V is packed at a time.
  * Rotation C of a pass is stored between the first products of the next pass.
  * Bound by tile products from about 90 rows on, memory below.
+ * Files    amx.h the instructions, amx_walk.h the data of a walk, amx_softmax.h S to P.
  * Never    reads a table entry past the last visible key; V rows that no row of the walk sees enter as zeros. */
 #if defined(__x86_64__)
 
-#include "amx.h"
+#include "amx_softmax.h"
 #include "avx512.h"
 
 #include <math.h>
 #include <string.h>
-
-enum {
-	KEYS = 128,         /* keys of a block */
-	STRIPS = KEYS / 32, /* steps of PV per block */
-	GROUPS = KEYS / 16, /* A tiles of K per block */
-	PANELS = D_V / 32,  /* a panel is one line of each V row */
-	MAX_TILES = ROW_TILE / 16,
-	ROW_BYTES = D_QK * 2, /* pitch of copied K rows */
-	PASS = 4 * TILE       /* bytes of S of one pass */
-};
-
-struct block {
-	const unsigned char *k[2][GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
-	int64_t stride;
-	int64_t start;
-	int keys;
-};
-
-/* A pass of QK: 32 keys by the two tiles of a unit, or 64 keys by one. */
-struct pass {
-	const struct block *b;
-	int unit, group, width;
-	unsigned char *s;
-	enum { PASS_NONE, PASS_IN_TILES, PASS_STORED } state;
-};
-
-/* S^T of 32 keys and 16 rows, about to become P. */
-struct soft {
-	float *s;  /* [32 keys][16 rows] */
-	int64_t p; /* where its A tile goes, from a->p[part] */
-	float scale;
-	int tile;
-};
-
-/* The next block on its way into the caches: one line of each of its groups of 16 keys at a time. */
-struct prefetch {
-	const unsigned char *at[16][GROUPS];
-	int row, line;
-	int due, whole; /* a line of each group is due each `whole` */
-};
-
-struct amx {
-	struct walk *w;
-	int fp16, units, tiles; /* units of rows; 16-row tiles */
-	int steps;              /* k steps of QK = lines of a K row */
-	int started;            /* O holds something */
-	struct pass last;
-	struct soft soft[2];                  /* of the pass before, while the next one runs */
-	int32_t lo[MAX_TILES], hi[MAX_TILES]; /* all rows of a tile see these keys */
-	struct block blocks[2];
-	struct prefetch ahead;
-	unsigned char *q[2];    /* [hi, lo]: [tile][steps] B tiles */
-	unsigned char *s;       /* two passes */
-	unsigned char *p[2];    /* [hi, lo]: [tile][strips] A tiles */
-	unsigned char *v;       /* a panel: [hi, lo][lower, upper dims][strips] tiles */
-	unsigned char *o;       /* [unit][panel][tile][lower, upper dims] C tiles */
-	unsigned char *copy[2]; /* K copied where the page cannot be read in place */
-};
 
 static int row_tiles(int64_t rows)
 {
@@ -114,11 +57,6 @@ static size_t scratch_size(const struct problem *p)
 {
 	struct amx unused;
 	return lay_out(&unused, p, p->rows < ROW_TILE ? p->rows : ROW_TILE, NULL);
-}
-
-static int unit_width(const struct amx *a, int unit)
-{
-	return unit * 2 + 1 < a->tiles ? 2 : 1;
 }
 
 /* ---- Q and K ------------------------------------------------------------------------------------------------- */
@@ -234,174 +172,6 @@ AMX_INLINE void prefetch(struct amx *a, int share)
 		f->line = 0;
 		f->row++;
 	}
-}
-
-/* ---- softmax ------------------------------------------------------------------------------------------------- */
-
-static unsigned char *o_tiles(const struct amx *a, int unit, int panel)
-{
-	return a->o + ((int64_t)unit * PANELS * 4 + panel * unit_width(a, unit) * 2) * TILE;
-}
-
-AMX_FN void rescale_o(struct amx *a, int tile, __m512 alpha)
-{
-	float f[16] __attribute__((aligned(64)));
-	_mm512_store_ps(f, alpha);
-	for (int panel = 0; panel < PANELS; panel++) {
-		float *o = (float *)(o_tiles(a, tile / 2, panel) + tile % 2 * 2 * TILE);
-		for (int r = 0; r < 32; r++)
-			_mm512_store_ps(o + r * 16, _mm512_mul_ps(_mm512_load_ps(o + r * 16), _mm512_set1_ps(f[r % 16])));
-	}
-}
-
-/* P of this block's strips before `strip`, which wait for PV. */
-AMX_FN void rescale_p(struct amx *a, int tile, int strip, __m512 alpha)
-{
-	float f[16] __attribute__((aligned(64)));
-	_mm512_store_ps(f, alpha);
-	for (int r = 0; r < strip * 16; r++) {
-		if (f[r % 16] == 1)
-			continue;
-		unsigned char *hi = a->p[0] + tile * STRIPS * TILE + r * 64, *lo = a->p[1] + tile * STRIPS * TILE + r * 64;
-		const __m512 by = _mm512_set1_ps(f[r % 16]);
-		__m512 x, y, xl, yl;
-		from_bf16(_mm512_load_si512(hi), &y, &x);
-		if (a->fp16) {
-			from_bf16(_mm512_load_si512(lo), &yl, &xl);
-			x = _mm512_add_ps(x, xl);
-			y = _mm512_add_ps(y, yl);
-		}
-		x = _mm512_mul_ps(x, by);
-		y = _mm512_mul_ps(y, by);
-		const __m512i h = to_bf16(y, x);
-		_mm512_store_si512(hi, h);
-		if (a->fp16) {
-			from_bf16(h, &yl, &xl);
-			_mm512_store_si512(lo, to_bf16(_mm512_sub_ps(y, yl), _mm512_sub_ps(x, xl)));
-		}
-	}
-}
-
-/* The maximum grew by more than the margin in some rows: O, l and the waiting P shrink there.  Other rows keep their
- * values bit for bit: what happens in one row never touches another. */
-AMX_FN __attribute__((noinline)) void raise_maximum(struct amx *a, const struct soft *f, __m512 top, __mmask16 grew)
-{
-	const int tile = f->tile;
-	float *m = a->w->m + tile * 16, *l = a->w->l + tile * 16;
-	const __m512 old = _mm512_load_ps(m), change = _mm512_mul_ps(_mm512_sub_ps(old, top), _mm512_set1_ps(1.44269504f));
-	const __m512 alpha = _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grew, exp2_ps(change));
-	_mm512_store_ps(m, _mm512_mask_mov_ps(old, grew, top));
-	_mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), alpha));
-	rescale_p(a, tile, (int)(f->p / TILE) - tile * STRIPS, alpha);
-	if (a->started)
-		rescale_o(a, tile, alpha);
-}
-
-/* The registers of one softmax between its slices. */
-struct soft_registers {
-	__m512 m, l;
-	__m512i hi[16], lo[16]; /* pairs of keys, then rows of the A tile */
-};
-
-/* Slice 0: the maximum.  O is only rescaled when it grew by more than MARGIN: exp(MARGIN) is far from overflow. */
-AMX_INLINE void soft_maximum(struct amx *a, const struct soft *f, struct soft_registers *r)
-{
-	const float MARGIN = 6.f;
-	__m512 top[4];
-	for (int i = 0; i < 4; i++)
-		top[i] = _mm512_load_ps(f->s + i * 16);
-	if (f->scale >= 0) {
-		for (int i = 4; i < 32; i++)
-			top[i % 4] = _mm512_max_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
-		top[0] = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
-	} else {
-		for (int i = 4; i < 32; i++)
-			top[i % 4] = _mm512_min_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
-		top[0] = _mm512_min_ps(_mm512_min_ps(top[0], top[1]), _mm512_min_ps(top[2], top[3]));
-	}
-	top[0] = _mm512_mul_ps(top[0], _mm512_set1_ps(f->scale));
-	r->m = _mm512_load_ps(a->w->m + f->tile * 16);
-	const __mmask16 grew = _mm512_cmp_ps_mask(top[0], _mm512_add_ps(r->m, _mm512_set1_ps(MARGIN)), _CMP_GT_OQ);
-	if (__builtin_expect(grew != 0, 0)) {
-		raise_maximum(a, f, top[0], grew);
-		r->m = _mm512_load_ps(a->w->m + f->tile * 16);
-	}
-	r->l = _mm512_load_ps(a->w->l + f->tile * 16);
-	/* No key seen yet: all scores are -inf, and so must their differences be. */
-	r->m = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r->m, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ), r->m);
-}
-
-/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half. */
-AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int first, int fp16)
-{
-	const __m512i pair = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-	                                      21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-	const __m512 log2e = _mm512_set1_ps(1.44269504f), scale = _mm512_set1_ps(f->scale);
-#pragma GCC unroll 4
-	for (int i = first / 2; i < first / 2 + 4; i++) {
-		const float *s = f->s + i * 32;
-		const __m512 x = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s), scale, r->m), log2e));
-		const __m512 y = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s + 16), scale, r->m), log2e));
-		r->l = _mm512_add_ps(r->l, _mm512_add_ps(x, y));
-		r->hi[i] = _mm512_permutexvar_epi16(pair, to_bf16(y, x));
-		if (fp16) {
-			const __m512 xh = (__m512)_mm512_slli_epi32(r->hi[i], 16);
-			const __m512 yh = (__m512)_mm512_and_si512(r->hi[i], _mm512_set1_epi32((int)0xffff0000));
-			r->lo[i] = _mm512_permutexvar_epi16(pair, to_bf16(_mm512_sub_ps(y, yh), _mm512_sub_ps(x, xh)));
-		}
-	}
-}
-
-/* Slices 5 to 7: the transposition to an A tile, row = query row. */
-AMX_INLINE void soft_transpose(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
-{
-	if (slice == 5)
-		_mm512_store_ps(a->w->l + f->tile * 16, r->l);
-	transpose16_part(r->hi, slice - 5);
-	if (fp16)
-		transpose16_part(r->lo, slice - 5);
-	if (slice != 7)
-		return;
-#pragma GCC unroll 16
-	for (int i = 0; i < 16; i++) {
-		_mm512_store_si512(a->p[0] + f->p + i * 64, r->hi[i]);
-		if (fp16)
-			_mm512_store_si512(a->p[1] + f->p + i * 64, r->lo[i]);
-	}
-}
-
-enum { SLICES = 8 };
-
-AMX_INLINE void soft_slice(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
-{
-	if (slice == 0)
-		soft_maximum(a, f, r);
-	else if (slice < 5)
-		soft_exp8(f, r, (slice - 1) * 8, fp16);
-	else
-		soft_transpose(a, f, r, slice, fp16);
-}
-
-/* Queues S of 32 keys from `key` of block b on; hidden keys become -inf here. */
-AMX_FN void soft_queue(struct amx *a, struct soft *f, const struct block *b, int tile, int key, unsigned char *s)
-{
-	const int64_t t0 = b->start + key;
-	f->s = (float *)s;
-	f->tile = tile;
-	f->scale = a->w->p->scale;
-	f->p = (tile * STRIPS + key / 32) * TILE;
-	if (key + 32 <= b->keys && a->lo[tile] <= t0 && t0 + 32 <= a->hi[tile])
-		return;
-	const __m512i lo = _mm512_loadu_si512(a->w->lo + tile * 16), hi = _mm512_loadu_si512(a->w->hi + tile * 16);
-	for (int i = 0; i < 32; i++) {
-		const __m512i t = _mm512_set1_epi32((int)(t0 + i));
-		__mmask16 seen = _mm512_cmple_epi32_mask(lo, t) & _mm512_cmplt_epi32_mask(t, hi);
-		if (key + i >= b->keys)
-			seen = 0;
-		const __m512 x = _mm512_mul_ps(_mm512_load_ps(f->s + i * 16), _mm512_set1_ps(f->scale));
-		_mm512_store_ps(f->s + i * 16, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, x));
-	}
-	f->scale = 1;
 }
 
 /* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */

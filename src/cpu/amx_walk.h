@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * amx_walk.h - what an AMX walk keeps in its scratch: the blocks of keys, the pass and the softmax under way, the tiles. */
+#ifndef FMLA_AMX_WALK_H
+#define FMLA_AMX_WALK_H
+
+#include "amx.h"
+#include "cpu.h"
+
+enum {
+	KEYS = 128,         /* keys of a block */
+	STRIPS = KEYS / 32, /* steps of PV per block */
+	GROUPS = KEYS / 16, /* A tiles of K per block */
+	PANELS = D_V / 32,  /* a panel is one line of each V row */
+	MAX_TILES = ROW_TILE / 16,
+	ROW_BYTES = D_QK * 2, /* pitch of copied K rows */
+	PASS = 4 * TILE       /* bytes of S of one pass */
+};
+
+struct block {
+	const unsigned char *k[2][GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
+	int64_t stride;
+	int64_t start;
+	int keys;
+};
+
+/* A pass of QK: 32 keys by the two tiles of a unit, or 64 keys by one. */
+struct pass {
+	const struct block *b;
+	int unit, group, width;
+	unsigned char *s;
+	enum { PASS_NONE, PASS_IN_TILES, PASS_STORED } state;
+};
+
+/* S^T of 32 keys and 16 rows, about to become P. */
+struct soft {
+	float *s;  /* [32 keys][16 rows] */
+	int64_t p; /* where its A tile goes, from a->p[part] */
+	float scale;
+	int tile;
+};
+
+/* The next block on its way into the caches: one line of each of its groups of 16 keys at a time. */
+struct prefetch {
+	const unsigned char *at[16][GROUPS];
+	int row, line;
+	int due, whole; /* a line of each group is due each `whole` */
+};
+
+struct amx {
+	struct walk *w;
+	int fp16, units, tiles; /* units of rows; 16-row tiles */
+	int steps;              /* k steps of QK = lines of a K row */
+	int started;            /* O holds something */
+	struct pass last;
+	struct soft soft[2];                  /* of the pass before, while the next one runs */
+	int32_t lo[MAX_TILES], hi[MAX_TILES]; /* all rows of a tile see these keys */
+	struct block blocks[2];
+	struct prefetch ahead;
+	unsigned char *q[2];    /* [hi, lo]: [tile][steps] B tiles */
+	unsigned char *s;       /* two passes */
+	unsigned char *p[2];    /* [hi, lo]: [tile][strips] A tiles */
+	unsigned char *v;       /* a panel: [hi, lo][lower, upper dims][strips] tiles */
+	unsigned char *o;       /* [unit][panel][tile][lower, upper dims] C tiles */
+	unsigned char *copy[2]; /* K copied where the page cannot be read in place */
+};
+
+static inline int unit_width(const struct amx *a, int unit)
+{
+	return unit * 2 + 1 < a->tiles ? 2 : 1;
+}
+
+static inline unsigned char *o_tiles(const struct amx *a, int unit, int panel)
+{
+	return a->o + ((int64_t)unit * PANELS * 4 + panel * unit_width(a, unit) * 2) * TILE;
+}
+
+#endif
