@@ -89,10 +89,10 @@ static void fill_random(struct merge *m, uint64_t seed)
 static void check_merged(const struct merge *m, const char *who)
 {
 	const int64_t rows = m->b * m->s_q * m->h_q;
-	struct result got = {m->b * m->s_q, m->h_q, m->d_v, malloc((size_t)(rows * m->d_v + 1) * 4),
-	                     malloc((size_t)(rows + 1) * 4), 0};
-	struct result want = {m->b * m->s_q, m->h_q, m->d_v, malloc((size_t)(rows * m->d_v + 1) * 4),
-	                      malloc((size_t)(rows + 1) * 4), 0};
+	struct result got = {
+	    m->b * m->s_q, m->h_q, m->d_v, malloc((size_t)(rows * m->d_v + 1) * 4), malloc((size_t)(rows + 1) * 4), 0};
+	struct result want = {
+	    m->b * m->s_q, m->h_q, m->d_v, malloc((size_t)(rows * m->d_v + 1) * 4), malloc((size_t)(rows + 1) * 4), 0};
 	for (int64_t row = 0; row < rows; row++) {
 		const int64_t h = row % m->h_q, s = row / m->h_q % m->s_q, i = row / m->h_q / m->s_q;
 		double max = -INFINITY, sum = 0;
@@ -190,8 +190,8 @@ static void test_decode_in_pieces(void **state)
 		table->t.byte_offset = 0;
 		lens[0] = lens[1] = (int32_t)c.s_k;
 		assert_ok(ctx, fmla_merge(ctx, &m.args));
-		struct result merged = {c.b, c.h_q, 512, malloc((size_t)(c.b * c.h_q * 512) * 4),
-		                        malloc((size_t)(c.b * c.h_q) * 4), 0};
+		struct result merged = {
+		    c.b, c.h_q, 512, malloc((size_t)(c.b * c.h_q * 512) * 4), malloc((size_t)(c.b * c.h_q) * 4), 0};
 		for (int64_t i = 0; i < c.b; i++)
 			for (int64_t h = 0; h < c.h_q; h++) {
 				merged.lse[i * c.h_q + h] = *(float *)at(&m.lse, i, h, 0, 0);
