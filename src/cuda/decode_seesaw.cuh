@@ -19,9 +19,7 @@
 
 #define ROWS    64
 #define Q_BYTES TILE_BYTES
-/* What turns the K descriptor of a tile into that of V (MN-major): the stride between slices. */
-#define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
-#define HALF_V DESC(V_SLICES / 2 * SLICE_BYTES)
+#define HALF_V  DESC(V_SLICES / 2 * SLICE_BYTES)
 
 /* S = Q K^T of one tile, slices as they land; not complete on return. */
 DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity)
@@ -325,7 +323,6 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 
 #undef ROWS
 #undef Q_BYTES
-#undef V_DESC
 #undef HALF_V
 #undef KERNEL
 #undef KERNEL_FN

@@ -21,8 +21,6 @@
 #define Q_BYTES (QK_SLICES * ROWS * 128)
 #define P_BYTES (ROWS * 128 < 1024 ? 1024 : ROWS * 128)
 
-/* What turns the K descriptor of a tile into that of V (MN-major): the stride between slices. */
-#define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
 /* Column c of a thread, 0 <= c < COLS, is query row 8 (c / 2) + 2 (lane % 4) + c % 2; registers 4 (c / 2) + c % 2, + 2. */
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
@@ -307,7 +305,6 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 #undef COLS
 #undef Q_BYTES
 #undef P_BYTES
-#undef V_DESC
 #undef COL_ROW
 #undef COL_REG
 #undef ROWS

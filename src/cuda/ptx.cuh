@@ -218,12 +218,6 @@ DEV uint64_t desc_k_major(uint32_t addr)
 	return (uint64_t)((addr & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
-DEV uint64_t desc_mn_major(uint32_t addr, uint32_t slice)
-{
-	return (uint64_t)((addr & 0x3ffff) >> 4) | (uint64_t)(slice >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
-	       (uint64_t)1 << 62;
-}
-
 /* A byte offset in descriptor units; added to a descriptor it moves the start address. */
 #define DESC(bytes) ((uint64_t)(bytes) >> 4)
 

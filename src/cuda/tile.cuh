@@ -21,6 +21,9 @@ enum {
 	GROUP_SLICES = 3
 };
 
+/* What turns the K-major descriptor of a tile into that of V (MN-major): the stride between slices. */
+#define V_DESC ((uint64_t)((SLICE_BYTES >> 4) - 1) << 16)
+
 DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 {
 	return row * 128 + ((chunk ^ (row & 7)) << 4);

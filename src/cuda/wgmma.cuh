@@ -72,16 +72,6 @@
 				 : "l"(a), "l"(b), "r"((int)(add)))
 
 /* A from registers: a[0..3] = A[l/4][2(l%4)..], A[l/4+8][..], A[l/4][8 + 2(l%4)..], A[l/4+8][8 + ..] of each warp. */
-#define WGMMA_N64_RS(TYPE, d, a, b, add, tb) \
-	asm volatile("{\n.reg .pred p;\n" \
-				 "setp.ne.b32 p, %37, 0;\n" \
-				 "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " " \
-				 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15," \
-				 " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}" \
-				 ", {%32, %33, %34, %35}, %36, p, 1, 1, " #tb ";\n}\n" \
-				 : ACC16(d, 0), ACC16(d, 16) \
-				 : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "l"(b), "r"((int)(add)))
-
 #define WGMMA_N256_RS(TYPE, d, a, b, add, tb) \
 	asm volatile("{\n.reg .pred p;\n" \
 				 "setp.ne.b32 p, %133, 0;\n" \
