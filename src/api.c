@@ -111,14 +111,13 @@ static const char *device_name(int32_t type)
 static fmla_status backend_for(struct fmla_ctx *ctx, struct fmla_device device, const struct problem *p,
                                const struct fmla_backend **chosen)
 {
-	fmla_status status = FMLA_ERR_UNSUPPORTED;
-	fmla_fail(ctx, status, "no backend for tensors on device type %d (%s)%s%s", device.type, device_name(device.type),
-	          ctx->forced ? ": the context was created for backend " : "", ctx->forced ? ctx->forced->name : "");
+	int asked = 0;
 	for (int i = 0; i < NUM_BACKENDS; i++) {
 		const struct fmla_backend *be = fmla_backends[i];
 		if ((int32_t)be->device_type != device.type || (ctx->forced && ctx->forced != be))
 			continue;
-		status = be->check(ctx, p);
+		asked++;
+		const fmla_status status = be->check(ctx, p);
 		if (status == FMLA_OK) {
 			ctx->error[0] = '\0';
 			*chosen = be;
@@ -127,7 +126,11 @@ static fmla_status backend_for(struct fmla_ctx *ctx, struct fmla_device device, 
 		if (status != FMLA_ERR_UNSUPPORTED)
 			return status;
 	}
-	return status;
+	if (asked == 0) /* otherwise the sentence is that of the last one asked */
+		fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "no backend for tensors on device type %d (%s)%s%s", device.type,
+		          device_name(device.type), ctx->forced ? ": the context was created for backend " : "",
+		          ctx->forced ? ctx->forced->name : "");
+	return FMLA_ERR_UNSUPPORTED;
 }
 
 fmla_status fmla_backend_info(fmla_ctx *ctx, int index, struct fmla_backend_info *info)
