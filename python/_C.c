@@ -3,10 +3,10 @@
  * _C.c - flash_mla._C, the thin layer between Python objects and flash_mla.h.
  *
  * One call takes Python tensors, borrows their pointer, shape and strides (tensor.c), calls the library with the GIL
- * released and raises on a bad status.  It allocates no result: the Python side hands over `out` and `lse`, made by the
- * caller's framework. */
+ * released and raises on a bad status.  Results that the caller did not hand over are made by his framework. */
 #include "binding.h"
 
+#include <math.h>
 #include <string.h>
 
 #ifndef METH_FASTCALL
@@ -80,7 +80,7 @@ static fmla_status decode_unlocked(struct thread *th, struct fmla_decode_args *a
 static int decode(struct state *st, struct thread *th, PyObject *like, struct fmla_decode_args *a)
 {
 	const struct fmla_device device = a->q ? a->q->device : (struct fmla_device){FMLA_DEVICE_CPU, 0};
-	const int capturing = is_capturing(st, like, device);
+	const int capturing = is_capturing(st, like, device, a->stream);
 	if (capturing < 0)
 		return -1;
 	struct workspace graph = {.device = device, .stream = a->stream};
@@ -98,8 +98,68 @@ static int decode(struct state *st, struct thread *th, PyObject *like, struct fm
 	return status == FMLA_OK ? 0 : raise_status(th->ctx, status);
 }
 
+/* A dense array that the caller's framework makes; in describes it and is borrowed from it. */
+static PyObject *make_result(struct state *st, PyObject *like, const char *name, struct fmla_dtype dtype, int ndim,
+                             const int64_t *shape, struct import *in)
+{
+	const struct fmla_device device = in->tensor.device;
+	memset(&in->tensor, 0, sizeof(in->tensor));
+	in->keep = NULL;
+	in->ptr = &in->tensor;
+	in->tensor = (struct fmla_tensor){
+	    .device = device, .ndim = ndim, .dtype = dtype, .shape = in->shape, .strides = in->strides};
+	int64_t stride = 1;
+	for (int i = ndim - 1; i >= 0; i--) {
+		in->shape[i] = shape[i];
+		in->strides[i] = stride;
+		stride *= shape[i] > 1 ? shape[i] : 1;
+	}
+	PyObject *result = torch_empty(st, like, in);
+	if (result)
+		return result;
+	PyErr_Clear();
+	PyObject *sizes = PyTuple_New(ndim);
+	for (int i = 0; sizes && i < ndim; i++)
+		PyTuple_SetItem(sizes, i, PyLong_FromLongLong(shape[i]));
+	result = sizes ? framework_call(st, "empty", "(ONz)", like, sizes, dtype.bits == 32 ? "float32" : NULL) : NULL;
+	if (result && import_tensor(st, result, name, 1, in)) {
+		Py_DECREF(result);
+		result = NULL;
+	}
+	return result;
+}
+
+/* The results: what the caller handed over, or new ones in result[0] and result[1]. */
+static int decode_results(struct state *st, PyObject *const *args, struct import *in, int32_t head_dim_v,
+                          PyObject **result)
+{
+	const struct fmla_tensor *q = in[Q].ptr;
+	const int ragged = in[CU_Q].ptr != NULL;
+	if (!q || q->ndim != 4 - ragged) {
+		PyObject *is = q ? PyObject_GetAttrString(args[Q], "shape") : NULL, *list = is ? PySequence_List(is) : NULL;
+		Py_XDECREF(is);
+		if (list || !q)
+			PyErr_Format(PyExc_ValueError, "q has shape %R, must be %s", q ? list : Py_None,
+			             ragged ? "[total_q, h_q, d_qk] with cu_seqlens_q" : "[b, s_q, h_q, d_qk]");
+		Py_XDECREF(list);
+		return -1;
+	}
+	const int64_t *shape = q->shape, d_v = head_dim_v > 0 ? head_dim_v : 512; /* others are rejected by the library */
+	const int64_t out[4] = {shape[0], shape[1], ragged ? d_v : shape[2], d_v};
+	const int64_t lse[3] = {shape[ragged ? 1 : 0], shape[ragged ? 0 : 2], shape[1]};
+	const struct fmla_dtype float32 = FMLA_FP32;
+	in[OUT].tensor.device = in[LSE].tensor.device = q->device;
+	result[0] = args[OUT] == Py_None ? make_result(st, args[Q], "out", q->dtype, 4 - ragged, out, &in[OUT])
+	                                 : (Py_INCREF(args[OUT]), args[OUT]);
+	if (!result[0])
+		return -1;
+	result[1] = args[LSE] == Py_None ? make_result(st, args[Q], "lse", float32, 3 - ragged, lse, &in[LSE])
+	                                 : (Py_INCREF(args[LSE]), args[LSE]);
+	return result[1] ? 0 : -1;
+}
+
 /* decode(q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, plan_parts, plan_splits, out, lse,
- *        softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags) */
+ *        softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags) -> (out, lse) */
 static PyObject *py_decode(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct state *st = PyModule_GetState(module);
@@ -108,32 +168,39 @@ static PyObject *py_decode(PyObject *module, PyObject *const *args, Py_ssize_t n
 	if (expect_args("decode", nargs, DECODE_TENSORS + 6) || !(th = thread_get(st)) ||
 	    import_all(st, DECODE, args, in, DECODE_TENSORS))
 		return NULL;
-	struct fmla_decode_args a = {.struct_size = sizeof(a),
-	                             .q = in[Q].ptr,
-	                             .kv_cache = in[KV].ptr,
-	                             .block_table = in[TABLE].ptr,
-	                             .cache_seqlens = in[LENS].ptr,
-	                             .cu_seqlens_q = in[CU_Q].ptr,
-	                             .attn_sink = in[SINK].ptr,
-	                             .plan_parts = in[PARTS].ptr,
-	                             .plan_splits = in[SPLITS].ptr,
-	                             .out = in[OUT].ptr,
-	                             .lse = in[LSE].ptr};
+	struct fmla_decode_args a = {.struct_size = sizeof(a)};
 	PyObject *const *scalars = args + DECODE_TENSORS;
+	PyObject *result[2] = {NULL, NULL};
 	int32_t flags = 0;
 	int failed = lengths_as_int32(st, args[LENS], "cache_seqlens", &in[LENS]) ||
 	             lengths_as_int32(st, args[CU_Q], "cu_seqlens_q", &in[CU_Q]) ||
-	             read_double(scalars[0], "softmax_scale", &a.softmax_scale) ||
+	             (scalars[0] != Py_None && read_double(scalars[0], "softmax_scale", &a.softmax_scale)) ||
 	             read_int32(scalars[1], "causal", &a.causal) || read_int64(scalars[2], "window", &a.window) ||
 	             read_int32(scalars[3], "max_seqlen_q", &a.max_seqlen_q) ||
 	             read_int32(scalars[4], "head_dim_v", &a.head_dim_v) || read_int32(scalars[5], "flags", &flags) ||
-	             (a.q && current_stream(st, args[Q], a.q->device, &a.stream));
-	a.flags = (uint32_t)flags;
-	failed = failed || decode(st, th, args[Q], &a);
+	             decode_results(st, args, in, a.head_dim_v, result) ||
+	             current_stream(st, args[Q], in[Q].tensor.device, &a.stream);
+	if (!failed) {
+		a.q = in[Q].ptr;
+		a.kv_cache = in[KV].ptr;
+		a.block_table = in[TABLE].ptr;
+		a.cache_seqlens = in[LENS].ptr;
+		a.cu_seqlens_q = in[CU_Q].ptr;
+		a.attn_sink = in[SINK].ptr;
+		a.plan_parts = in[PARTS].ptr;
+		a.plan_splits = in[SPLITS].ptr;
+		a.out = in[OUT].ptr;
+		a.lse = in[LSE].ptr;
+		a.flags = (uint32_t)flags;
+		if (scalars[0] == Py_None)
+			a.softmax_scale = 1.0 / sqrt((double)a.q->shape[a.q->ndim - 1]);
+		failed = decode(st, th, args[Q], &a);
+	}
 	release_all(in, DECODE_TENSORS);
-	if (failed)
-		return NULL;
-	Py_RETURN_NONE;
+	PyObject *both = failed ? NULL : PyTuple_Pack(2, result[0], result[1]);
+	Py_XDECREF(result[0]);
+	Py_XDECREF(result[1]);
+	return both;
 }
 
 /* Shapes of a decoding step whose q and kv_cache are not at hand: everything that planning looks at.  Tensors without
@@ -353,6 +420,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 	struct state *st = PyModule_GetState(module);
 	if (st) {
 		Py_VISIT(st->frameworks);
+		Py_VISIT(st->torch.tensor_type);
 		for (int i = 0; i < TYPE_CACHE; i++)
 			Py_VISIT(st->types[i].type);
 	}
@@ -364,6 +432,7 @@ static int module_clear(PyObject *module)
 	struct state *st = PyModule_GetState(module);
 	if (st) {
 		Py_CLEAR(st->frameworks);
+		Py_CLEAR(st->torch.tensor_type);
 		Py_CLEAR(st->thread_key);
 		for (int i = 0; i < TYPE_CACHE; i++)
 			Py_CLEAR(st->types[i].type);

@@ -24,6 +24,16 @@ enum {
 
 struct exchange_table;
 
+/* What torch.c found in the process; empty_strided NULL: not all of it. */
+struct torch_entries {
+	PyObject *tensor_type; /* torch.Tensor, None without PyTorch, NULL before the first look */
+	int32_t (*empty_strided)(int64_t ndim, const int64_t *shape, const int64_t *strides, int32_t dtype,
+	                         int32_t device_type, int32_t device_id, void **handle);
+	int32_t (*get_data_ptr)(void *handle, void **data);
+	int32_t (*delete_tensor)(void *handle);
+	PyObject *(*wrap)(const void *handle);
+};
+
 struct state {
 	struct {
 		PyObject *type;
@@ -33,6 +43,11 @@ struct state {
 		PyObject *object;
 		struct fmla_dtype dtype;
 	} dtypes[DTYPE_CACHE];
+	struct torch_entries torch;
+	struct {
+		int looked;
+		int (*is_capturing)(void *stream, int *status); /* cuStreamIsCapturing of the driver in this process, or NULL */
+	} driver;
 	PyObject *frameworks; /* the module flash_mla._frameworks, imported at first need */
 	PyObject *thread_key; /* key of this module's entry in the dictionaries of threads */
 };
@@ -68,6 +83,12 @@ int lengths_as_int32(struct state *st, PyObject *object, const char *name, struc
 /* The stream on which the caller's framework works on `device` now; NULL on the CPU. */
 int current_stream(struct state *st, PyObject *object, struct fmla_device device, void **stream);
 
+/* ---- torch.c ------------------------------------------------------------------------------------------------- */
+
+/* Makes the uninitialised tensor that `in` describes and sets its data.  NULL without an exception, or with one that
+ * does not matter, when `like` is no torch.Tensor or PyTorch did not: the slow way is to be tried. */
+PyObject *torch_empty(struct state *st, PyObject *like, struct import *in);
+
 /* ---- thread.c: per thread (PyThreadState_GetDict), a library context and one workspace per (device, stream) --- */
 
 struct workspace {
@@ -91,8 +112,8 @@ struct thread *thread_get(struct state *st);
 /* Raises for a failed call and returns -1. */
 int raise_status(const fmla_ctx *ctx, fmla_status status);
 
-/* 1 while a CUDA graph is being captured on the current stream, 0 if not, -1 and an exception. */
-int is_capturing(struct state *st, PyObject *like, struct fmla_device device);
+/* 1 while `stream`, the current one, is captured into a CUDA graph, 0 if not, -1 and an exception. */
+int is_capturing(struct state *st, PyObject *like, struct fmla_device device, void *stream);
 
 /* The thread's workspace for this device and stream; empty when there was none. */
 struct workspace *workspace_of(struct thread *th, struct fmla_device device, void *stream);

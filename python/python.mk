@@ -25,7 +25,7 @@ $(BUILD)/obj/python/%.c.o: python/%.c Makefile
 # Only the module's entry point is visible: two copies of the library in one process do not meet.
 $(PY_EXT): $(PY_OBJ) $(LIB)
 	@mkdir -p $(@D)
-	$(CC) -shared $(CFLAGS) $(LDFLAGS) -Wl,--exclude-libs,ALL -o $@ $(PY_OBJ) $(LIB) $(LDLIBS)
+	$(CC) -shared $(CFLAGS) $(LDFLAGS) -Wl,--exclude-libs,ALL -o $@ $(PY_OBJ) $(LIB) $(LDLIBS) -ldl
 
 $(BUILD)/python/%: python/%
 	@mkdir -p $(@D)

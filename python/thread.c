@@ -3,6 +3,7 @@
  * thread.c - a thread's library context and its workspaces. */
 #include "binding.h"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,10 +76,19 @@ struct thread *thread_get(struct state *st)
 	return PyErr_Occurred() ? NULL : thread_new(st, dict);
 }
 
-int is_capturing(struct state *st, PyObject *like, struct fmla_device device)
+int is_capturing(struct state *st, PyObject *like, struct fmla_device device, void *stream)
 {
-	if (device.type == FMLA_DEVICE_CPU)
+	if (device.type == FMLA_DEVICE_CPU || !stream) /* the default stream cannot be captured */
 		return 0;
+	if (!st->driver.looked) {
+		void *const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+		if (driver)
+			*(void **)(void *)&st->driver.is_capturing = dlsym(driver, "cuStreamIsCapturing");
+		st->driver.looked = 1;
+	}
+	int status;
+	if (st->driver.is_capturing && st->driver.is_capturing(stream, &status) == 0)
+		return status != 0;
 	PyObject *answer = framework_call(st, "is_capturing", "(O)", like);
 	const int capturing = answer ? PyObject_IsTrue(answer) : -1;
 	Py_XDECREF(answer);

@@ -18,14 +18,14 @@ def decode(
     plan_splits: Any,
     out: Any,
     lse: Any,
-    softmax_scale: float,
+    softmax_scale: float | None,
     causal: bool,
     window: int,
     max_seqlen_q: int,
     head_dim_v: int,
     flags: int,
     /,
-) -> None: ...
+) -> tuple[Any, Any]: ...
 def plan(
     cache_seqlens: Any,
     cu_seqlens_q: Any,

@@ -96,6 +96,10 @@ def dlpack_capsule(x: Any) -> Any:
     return x.__dlpack__(stream=-1) if device_of(x)[0] == CUDA and _family(x) != "jax" else x.__dlpack__()
 
 
+def tensor_type() -> Any:
+    return None if torch is None else torch.Tensor
+
+
 def current_stream(x: Any, device_id: int) -> int:
     if is_torch(x):
         return torch._C._cuda_getCurrentRawStream(device_id)
@@ -110,7 +114,8 @@ def current_stream(x: Any, device_id: int) -> int:
 
 def is_capturing(x: Any) -> bool:
     if is_torch(x):
-        return torch._C._cuda_isCurrentStreamCapturing()
+        with torch.cuda.device(x.device):
+            return torch._C._cuda_isCurrentStreamCapturing()
     if _family(x) == "cupy":
         import cupy
 

@@ -20,15 +20,16 @@ HEAD_DIM_V = 512
 _DTYPE_CODES = {"bfloat16": 4, "float16": 2}  # DLDataTypeCode
 
 if torch is not None:
-    _Tensor, _empty, _f32 = torch.Tensor, torch.empty, torch.float32
+    _Tensor = torch.Tensor
     _compiling = (
-        getattr(getattr(torch, "compiler", None), "is_compiling", None)  # PyTorch >= 2.3
+        getattr(getattr(torch, "compiler", None), "is_dynamo_compiling", None)  # PyTorch >= 2.3
         or getattr(torch._utils, "is_compiling", None)
         or (lambda: False)  # PyTorch 2.0: a compiled function breaks its graph at these calls
     )
     _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 else:
     _Tensor = ()
+    _compiling = _modes = lambda: 0
 
 
 class Plan(NamedTuple):
@@ -43,10 +44,6 @@ def _traced(x: Any) -> bool:
     if _compiling():
         return isinstance(x, _Tensor)
     return type(x) is not _Tensor and isinstance(x, _Tensor) and type(x) is not torch.nn.Parameter or _modes() > 0
-
-
-def _other_gpu(x: Any) -> bool:
-    return x.is_cuda and x.get_device() != torch._C._cuda_getDevice()  # the cheap forms: this is the hot path
 
 
 def _flags(empty_lse: float, batch_invariant: bool = False, check_pages: bool = False) -> int:
@@ -113,73 +110,50 @@ def decode(
         TypeError: an argument that is no tensor or no number.
         RuntimeError: no backend for this device, or the device failed.
     """
-    flags = 0 if empty_lse == math.inf and not (batch_invariant or check_pages) else None
-    if flags is None:
+    flags = 0
+    if empty_lse != math.inf or batch_invariant or check_pages:
         flags = _flags(empty_lse, batch_invariant, check_pages)
     parts, splits = plan if plan is not None else (None, None)
-    return _decode(
+    if _compiling() or type(q) is not _Tensor or _modes():
+        return decode_any(
+            q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
+            softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
+        )  # fmt: skip
+    return _C.decode(
         q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
         softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
     )  # fmt: skip
 
 
-def _decode(
+def decode_any(
     q: Any, kv_cache: Any, block_table: Any, cache_seqlens: Any, cu_seqlens_q: Any, attn_sink: Any, parts: Any,
     splits: Any, out: Any, lse: Any, softmax_scale: Optional[float], causal: bool, window: int, max_seqlen_q: int,
     head_dim_v: int, flags: int,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """The hot path behind `decode` and the compatible calls."""
+    """_C.decode for any q: through PyTorch's dispatcher when it is looking on, results in the caller's framework."""
     native = isinstance(q, _Tensor)
-    if not native and not _frameworks.is_tensor(q):
-        raise TypeError(f"q must be a tensor (PyTorch, NumPy or DLPack), not an object of type {type(q).__name__}")
-    shape = q.shape
-    if cu_seqlens_q is None:
-        if len(shape) != 4:
-            raise ValueError(f"q has shape {list(shape)}, must be [b, s_q, h_q, d_qk]")
-        b, s_q, h_q, d_qk = shape
-    else:
-        if len(shape) != 3:
-            raise ValueError(f"q has shape {list(shape)}, must be [total_q, h_q, d_qk] with cu_seqlens_q")
-        s_q, h_q, d_qk = shape
-        b = None
+    if not (native and _traced(q)):
+        out, lse = _C.decode(
+            q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
+            softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
+        )  # fmt: skip
+        return (out, lse) if native else (_frameworks.finish(q, out), _frameworks.finish(q, lse))
+
+    axes = "[b, s_q, h_q, d_qk]" if cu_seqlens_q is None else "[total_q, h_q, d_qk] with cu_seqlens_q"
+    if len(q.shape) != (4 if cu_seqlens_q is None else 3):
+        raise ValueError(f"q has shape {list(q.shape)}, must be {axes}")
+    *batch, s_q, h_q, d_qk = q.shape
     if softmax_scale is None:
         softmax_scale = d_qk**-0.5
-
-    if native and _traced(q):
-        arguments = (q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits)
-        scalars = (softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags)
-        if out is None and lse is None:
-            return torch.ops.flash_mla.decode(*arguments, *scalars)
-        out, lse = _outputs(q, out, lse, b, s_q, h_q, head_dim_v)
-        torch.ops.flash_mla.decode_out(*arguments, out, lse, *scalars)
-        return out, lse
-    if native and _other_gpu(q):
-        with torch.cuda.device(q.device):
-            return _decode(
-                q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
-                softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
-            )  # fmt: skip
-
-    if native and out is None and lse is None and b is not None:  # spelled out: torch.empty(*sizes) is the fastest
-        device = q.device
-        out = _empty(b, s_q, h_q, head_dim_v, dtype=q.dtype, device=device)
-        lse = _empty(b, h_q, s_q, dtype=_f32, device=device)
-    else:
-        out, lse = _outputs(q, out, lse, b, s_q, h_q, head_dim_v)
-    _C.decode(
-        q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits, out, lse,
-        softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags,
-    )  # fmt: skip
-    if native:
-        return out, lse
-    return _frameworks.finish(q, out), _frameworks.finish(q, lse)
-
-
-def _outputs(q: Any, out: Any, lse: Any, b: Optional[int], s_q: int, h_q: int, head_dim_v: int) -> tuple[Any, Any]:
+    tensors = (q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, attn_sink, parts, splits)
+    scalars = (softmax_scale, causal, window, max_seqlen_q, head_dim_v, flags)
+    if out is None and lse is None:
+        return torch.ops.flash_mla.decode(*tensors, *scalars)
     if out is None:
-        out = _frameworks.empty(q, (s_q, h_q, head_dim_v) if b is None else (b, s_q, h_q, head_dim_v))
+        out = _frameworks.empty(q, (*batch, s_q, h_q, head_dim_v))
     if lse is None:
-        lse = _frameworks.empty(q, (h_q, s_q) if b is None else (b, h_q, s_q), "float32")
+        lse = _frameworks.empty(q, (*batch, h_q, s_q), "float32")
+    torch.ops.flash_mla.decode_out(*tensors, out, lse, *scalars)
     return out, lse
 
 
@@ -225,34 +199,19 @@ def plan(
         raise ValueError("cu_seqlens_q and total_q come together or not at all")
     flags = _flags(math.inf, batch_invariant)
     ragged = -1 if total_q is None else total_q
-    native = isinstance(cache_seqlens, _Tensor)
-    if native and _traced(cache_seqlens) and parts is None and splits is None:
+    code = _DTYPE_CODES[dtype]
+    if isinstance(cache_seqlens, _Tensor) and _traced(cache_seqlens) and parts is None and splits is None:
         return Plan(
             *torch.ops.flash_mla.plan(
-                cache_seqlens, cu_seqlens_q, ragged, s_q, h_q, h_kv, head_dim, _DTYPE_CODES[dtype], window, flags
+                cache_seqlens, cu_seqlens_q, ragged, s_q, h_q, h_kv, head_dim, code, window, flags
             )
         )
-    if native and _other_gpu(cache_seqlens):
-        with torch.cuda.device(cache_seqlens.device):
-            return _plan_eager(
-                cache_seqlens, cu_seqlens_q, ragged, s_q, h_q, h_kv, head_dim, dtype, window, flags, parts, splits
-            )
-    return _plan_eager(
-        cache_seqlens, cu_seqlens_q, ragged, s_q, h_q, h_kv, head_dim, dtype, window, flags, parts, splits
-    )
-
-
-def _plan_eager(
-    cache_seqlens: Any, cu_seqlens_q: Any, total_q: int, s_q: int, h_q: int, h_kv: int, head_dim: int, dtype: str,
-    window: int, flags: int, parts: Any, splits: Any,
-) -> Plan:  # fmt: skip
-    code = _DTYPE_CODES[dtype]
     if parts is None:
         rows = _C.plan_parts(*_frameworks.device_of(cache_seqlens), s_q, h_q, h_kv, head_dim, code, window, flags)
         parts = _frameworks.empty(cache_seqlens, (rows, 8), "int32")
     if splits is None:
         splits = _frameworks.empty(cache_seqlens, (cache_seqlens.shape[0] + 1,), "int32")
-    _C.plan(cache_seqlens, cu_seqlens_q, parts, splits, total_q, s_q, h_q, h_kv, head_dim, code, window, flags)
+    _C.plan(cache_seqlens, cu_seqlens_q, parts, splits, ragged, s_q, h_q, h_kv, head_dim, code, window, flags)
     return Plan(_frameworks.finish(cache_seqlens, parts), _frameworks.finish(cache_seqlens, splits))
 
 
@@ -306,13 +265,9 @@ def merge(
     if len(partial_out.shape) != 5:
         raise ValueError(f"partial_out has shape {list(partial_out.shape)}, must be [n, b, s_q, h_q, d_v]")
     flags = _flags(empty_lse)
-    native = isinstance(partial_out, _Tensor)
-    traced = native and _traced(partial_out)
+    traced = isinstance(partial_out, _Tensor) and _traced(partial_out)
     if traced and out is None and lse is None:
         return torch.ops.flash_mla.merge(partial_out, partial_lse, attn_sink, flags)
-    if native and not traced and _other_gpu(partial_out):
-        with torch.cuda.device(partial_out.device):
-            return merge(partial_out, partial_lse, attn_sink=attn_sink, out=out, lse=lse, empty_lse=empty_lse)
     _, b, s_q, h_q, d_v = partial_out.shape
     if out is None:
         out = _frameworks.empty(partial_out, (b, s_q, h_q, d_v))
@@ -341,10 +296,6 @@ def kv_append(kv_latent: Any, k_rope: Any, slot_mapping: Any, kv_cache: Any) -> 
     if isinstance(kv_cache, _Tensor):
         if _traced(kv_cache):
             torch.ops.flash_mla.kv_append(kv_latent, k_rope, slot_mapping, kv_cache)
-            return
-        if _other_gpu(kv_cache):
-            with torch.cuda.device(kv_cache.device):
-                _C.kv_append(kv_latent, k_rope, slot_mapping, kv_cache)
             return
     elif _frameworks._family(kv_cache) in ("jax", "jaxlib"):
         raise TypeError("kv_cache is a JAX array; those cannot be written in place")

@@ -16,8 +16,9 @@ import math
 import os
 from typing import Any, NoReturn, Optional
 
-from . import _frameworks, api
-from .metadata import FlashMLASchedMeta, plan_tensors
+from . import _C, _frameworks, api
+from .api import _compiling, _modes, _Tensor
+from .metadata import FlashMLASchedMeta
 
 __all__ = [
     "FlashMLASchedMeta",
@@ -127,30 +128,27 @@ def flash_mla_with_kvcache(
         NotImplementedError: sparse or FP8 decoding.
         ValueError, TypeError, RuntimeError: as flash_mla.decode.
     """
-    if indices is not None:
-        raise NotImplementedError("indices is given: sparse decoding is not built yet, only dense paged decoding is")
-    if is_fp8_kvcache or descale_q is not None or descale_k is not None:
-        raise NotImplementedError(
-            "is_fp8_kvcache, descale_q or descale_k is given: FP8 caches are not built yet, only bf16 and fp16 are"
-        )
     if (
-        extra_k_cache is not None
-        or extra_indices_in_kvcache is not None
-        or topk_length is not None
+        indices is not None or is_fp8_kvcache or descale_q is not None or descale_k is not None
+        or extra_k_cache is not None or extra_indices_in_kvcache is not None or topk_length is not None
         or extra_topk_length is not None
-    ):
-        raise NotImplementedError(
-            "extra_k_cache, extra_indices_in_kvcache, topk_length and extra_topk_length belong to sparse decoding, "
-            "which is not built yet"
-        )
+    ):  # fmt: skip
+        _not_built(indices, is_fp8_kvcache or descale_q is not None or descale_k is not None)
     if block_table is None or cache_seqlens is None:
         missing = "block_table" if block_table is None else "cache_seqlens"
         raise ValueError(f"{missing} is None, must be a tensor for dense decoding")
-    parts, splits = None, None
-    if tile_scheduler_metadata is not None:
-        parts, splits = plan_tensors(tile_scheduler_metadata, num_splits, cache_seqlens.shape[0])
+    meta, parts, splits = tile_scheduler_metadata, None, None
+    hybrid = isinstance(meta, FlashMLASchedMeta)
+    if hybrid:
+        if meta._assigned:
+            parts, splits = meta._assigned_plan(cache_seqlens.shape[0])
+    elif meta is not None:
+        parts, splits = meta, num_splits
+        if splits is None:
+            _no_splits(meta)
     try:
-        result = api._decode(
+        call = api.decode_any if _compiling() or type(q) is not _Tensor or _modes() else _C.decode
+        result = call(
             q, k_cache, block_table, cache_seqlens, None, attn_sink, parts, splits, out, lse,
             softmax_scale, causal, 0, 0, head_dim_v, 0 if empty_lse == _inf else api._flags(empty_lse),
         )  # fmt: skip
@@ -159,9 +157,31 @@ def flash_mla_with_kvcache(
         for ours, theirs in _THEIR_NAMES:
             text = text.replace(ours, theirs)
         raise type(error)(text) from None
-    if isinstance(tile_scheduler_metadata, FlashMLASchedMeta):
-        _note_use(tile_scheduler_metadata, q, k_cache, cache_seqlens, causal)
+    if hybrid and meta._shape != q.shape:
+        _note_use(meta, q, k_cache, cache_seqlens, causal)
     return result
+
+
+def _no_splits(meta: Any) -> NoReturn:
+    if _frameworks.is_tensor(meta):
+        raise ValueError("num_splits is None; with a tensor as tile_scheduler_metadata it must be int32 [b + 1]")
+    raise TypeError(
+        "tile_scheduler_metadata must be an int32 tensor [P, 8], a FlashMLASchedMeta or None, "
+        f"not an object of type {type(meta).__name__}"
+    )
+
+
+def _not_built(indices: Any, fp8: bool) -> NoReturn:
+    if indices is not None:
+        raise NotImplementedError("indices is given: sparse decoding is not built yet, only dense paged decoding is")
+    if fp8:
+        raise NotImplementedError(
+            "is_fp8_kvcache, descale_q or descale_k is given: FP8 caches are not built yet, only bf16 and fp16 are"
+        )
+    raise NotImplementedError(
+        "extra_k_cache, extra_indices_in_kvcache, topk_length and extra_topk_length belong to sparse decoding, "
+        "which is not built yet"
+    )
 
 
 _THEIR_NAMES = (("kv_cache", "k_cache"), ("plan_parts", "tile_scheduler_metadata"), ("plan_splits", "num_splits"))
@@ -169,10 +189,7 @@ _THEIR_NAMES = (("kv_cache", "k_cache"), ("plan_parts", "tile_scheduler_metadata
 
 def _note_use(meta: FlashMLASchedMeta, q: Any, k_cache: Any, cache_seqlens: Any, causal: bool) -> None:
     """Leaves in the object what generation 3 leaves there: the shapes, and a plan for whoever looks."""
-    if meta.have_initialized:
-        config = meta.config
-        if config is not None and config.b == q.shape[0] and config.s_q == q.shape[1] and config.h_q == q.shape[2]:
-            return
+    meta._shape = q.shape
     b, s_q, h_q, _ = q.shape
     h_k = k_cache.shape[2]
     meta.config = FlashMLASchedMeta.Config(

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from . import _frameworks
-
 
 class FlashMLASchedMeta:
     """Schedule of one decoding step, shared by all layers.
@@ -47,6 +45,7 @@ class FlashMLASchedMeta:
         self._parts: Any = None
         self._splits: Any = None
         self._assigned = False
+        self._shape: Any = None  # of the q of the latest kernel call
         self._planner: Optional[Callable[[], tuple[Any, Any]]] = None
 
     # The first kernel call leaves a recipe, not tensors: no kernel launch is spent on a plan that nobody reads.
@@ -84,6 +83,11 @@ class FlashMLASchedMeta:
     def num_splits(self, value: Any) -> None:
         self._splits = value
         self._assigned = True
+
+    def _assigned_plan(self, b: int) -> tuple[Any, Any]:
+        """The tensors that were assigned, when they are for b requests; else an object is planned from live lengths."""
+        fits = self._parts is not None and self._splits is not None and self._splits.shape[0] == b + 1
+        return (self._parts, self._splits) if fits else (None, None)
 
     @classmethod
     def _planned(cls, parts: Any, splits: Any) -> FlashMLASchedMeta:
@@ -143,22 +147,3 @@ def _unwrap(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_unwrap(v) for v in value)
     return value
-
-
-def plan_tensors(meta: Any, num_splits: Any, b: int) -> tuple[Any, Any]:
-    """The plan that a kernel call for b requests is to use: (parts, splits), or (None, None) for one made from the live
-    lengths.
-
-    Plain tensors are the caller's plan.  An object is always re-planned, unless tensors that fit were assigned to it.
-    """
-    if isinstance(meta, FlashMLASchedMeta):
-        fits = meta._assigned and meta._parts is not None and meta._splits is not None
-        return (meta._parts, meta._splits) if fits and meta._splits.shape[0] == b + 1 else (None, None)
-    if not _frameworks.is_tensor(meta):
-        raise TypeError(
-            "tile_scheduler_metadata must be an int32 tensor [P, 8], a FlashMLASchedMeta or None, "
-            f"not an object of type {type(meta).__name__}"
-        )
-    if num_splits is None:
-        raise ValueError("num_splits is None; with a tensor as tile_scheduler_metadata it must be int32 [b + 1]")
-    return meta, num_splits

@@ -7,7 +7,6 @@ Written with torch.library.Library, which every PyTorch >= 2.0 has.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Callable
 
 import torch
@@ -36,10 +35,6 @@ def _register(schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any
         fake(f"flash_mla::{name}", shapes, lib=_library)
     else:
         _library.impl(name, shapes, "Meta")
-
-
-def _on_device(x: Any) -> Any:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _decode(
@@ -83,8 +78,7 @@ def _decode_out(
     lse: Any,
     *scalars: Any,
 ) -> Any:
-    with _on_device(q):
-        _C.decode(q, kv, table, lens, cu_q, sink, parts, splits, out, lse, *scalars)
+    _C.decode(q, kv, table, lens, cu_q, sink, parts, splits, out, lse, *scalars)
 
 
 def _plan(
@@ -100,8 +94,7 @@ def _plan(
     flags: Any,
 ) -> Any:
     parts, splits = _plan_shapes(lens, cu_q, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags)
-    with _on_device(lens):
-        _C.plan(lens, cu_q, parts, splits, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags)
+    _C.plan(lens, cu_q, parts, splits, total_q, s_q, h_q, h_kv, head_dim, dtype, window, flags)
     return parts, splits
 
 
@@ -134,13 +127,11 @@ def _merge_shapes(partial_out: Any, partial_lse: Any, sink: Any, flags: Any) -> 
 
 
 def _merge_out(partial_out: Any, partial_lse: Any, sink: Any, out: Any, lse: Any, flags: Any) -> Any:
-    with _on_device(partial_out):
-        _C.merge(partial_out, partial_lse, sink, out, lse, flags)
+    _C.merge(partial_out, partial_lse, sink, out, lse, flags)
 
 
 def _kv_append(kv_latent: Any, k_rope: Any, slot_mapping: Any, kv_cache: Any) -> Any:
-    with _on_device(kv_cache):
-        _C.kv_append(kv_latent, k_rope, slot_mapping, kv_cache)
+    _C.kv_append(kv_latent, k_rope, slot_mapping, kv_cache)
 
 
 def _nothing(*args: Any) -> Any:
