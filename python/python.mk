@@ -48,5 +48,5 @@ check-python-asan:
 check-python-gpu: python
 	@FLASH_MLA_TEST_GPU=1 BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh
 
-bench-python: python
+bench-python: python $(SO)
 	@BUILD='$(abspath $(BUILD))' PYTHON='$(PYTHON)' tests/python/run.sh bench

@@ -50,7 +50,7 @@ fi
 
 export PYTHONPATH="$BUILD/python${PYTHONPATH:+:$PYTHONPATH}" BUILD
 if [ "${1:-}" = bench ]; then
-	exec "$python" bench/python_overhead.py
+	exec "$python" bench/python_overhead.py "$BUILD/libflash_mla.so"
 fi
 if [ -n "${PRELOAD:-}" ]; then # the sanitizers' runtimes, see python.mk
 	LD_PRELOAD="$PRELOAD $(gcc -print-file-name=libstdc++.so.6)"
