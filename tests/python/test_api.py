@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Everything around the numbers: errors, plans, other array types, threads, old PyTorch, introspection."""
 
+import copy
 import gc
 import inspect
 import math
@@ -236,8 +237,12 @@ def test_tensors_without_exchange_table(device):
     out = torch.empty(3, 2, 16, 512, dtype=torch.bfloat16, device=device).as_subclass(OldTensor)
     lse = torch.empty(3, 16, 2, device=device).as_subclass(OldTensor)
     a = [x.as_subclass(OldTensor) for x in (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)]
-    flash_mla._C.decode(*a, None, None, None, None, out, lse, batch.scale, True, 0, 0, 512, 0)
-    check(out.as_subclass(torch.Tensor), lse.as_subclass(torch.Tensor), batch.reference(causal=True))
+    want = batch.reference(causal=True)
+    assert flash_mla._C.decode(*a, None, None, None, None, out, lse, batch.scale, True, 0, 0, 512, 0)[0] is out
+    check(out.as_subclass(torch.Tensor), lse.as_subclass(torch.Tensor), want)
+    out, lse = flash_mla._C.decode(*a, None, None, None, None, None, None, batch.scale, True, 0, 0, 512, 0)
+    assert type(out) is OldTensor  # made by torch.Tensor.new_empty, not through C
+    check(out.as_subclass(torch.Tensor), lse.as_subclass(torch.Tensor), want)
 
 
 # ---- behaviour -------------------------------------------------------------------------------------------------------
@@ -253,6 +258,39 @@ def test_modes_and_subclasses(device):
     check(*call(batch, q=torch.nn.Parameter(batch.q)), want)
     out, _ = call(batch, q=batch.q.clone().requires_grad_())
     assert not out.requires_grad
+
+
+def test_results_are_ordinary_tensors(device):
+    batch = make_batch([300, 5], s_q=3, device=device)
+    out, lse = call(batch)
+    for x, shape, dtype in ((out, (2, 3, 16, 512), torch.bfloat16), (lse, (2, 16, 3), torch.float32)):
+        assert type(x) is torch.Tensor and x.shape == shape and x.dtype == dtype and x.device == batch.q.device
+        assert x.is_contiguous() and x._base is None and not x.requires_grad and not x.is_inference()
+        assert x.untyped_storage().resizable() and x.untyped_storage().nbytes() == x.numel() * x.itemsize
+        assert torch.equal(copy.deepcopy(x), x) and (x + x).shape == shape
+    with pytest.raises(RuntimeError, match="memory"):  # the allocator's own words
+        call(batch, q=batch.q[:1].expand(1 << 40, -1, -1, -1))
+
+
+def test_results_belong_to_the_caching_allocator(device):
+    """record_stream keeps the memory of a result from being handed out while another stream still reads it."""
+    if device.type != "cuda":
+        pytest.skip("streams need a GPU")
+    batch = make_batch([300, 5], device=device)
+    side, waits = torch.cuda.Stream(), {}
+    for recorded in (False, True):
+        torch.cuda.synchronize()
+        out, _ = call(batch)
+        address = out.data_ptr()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+        if recorded:
+            out.record_stream(side)
+        del out
+        again, _ = call(batch)
+        waits[recorded] = again.data_ptr() != address
+        del again
+    assert waits == {False: False, True: True}
 
 
 def test_threads(device):

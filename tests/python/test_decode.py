@@ -6,7 +6,7 @@ import math
 import flash_mla
 import pytest
 import torch
-from reference import check, make_batch
+from reference import LSE_BAR, UPSTREAM_Q, check, make_batch
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -23,6 +23,16 @@ def run(batch, **options):
 def test_accuracy(dtype, causal, s_q, device):
     batch = make_batch([0, 1, 63, 64, 65, 300, 517], s_q=s_q, dtype=dtype, device=device)
     check(*run(batch, causal=causal), batch.reference(causal=causal))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("s_q, h_q", [(1, 16), (2, 16), (3, 40), (1, 128)])
+def test_upstream_bars_on_fresh_inputs(dtype, causal, s_q, h_q, device, fresh_inputs):
+    """All bars of upstream unchanged, on inputs of upstream's size, which no run has seen before."""
+    for lengths in ([0, 1, 2, 3, 63, 64, 65, 300, 517], [1] * 30, [4097, 2000]):
+        batch = make_batch(lengths, s_q=s_q, h_q=h_q, dtype=dtype, device=device, q_std=UPSTREAM_Q)
+        check(*run(batch, causal=causal), batch.reference(causal=causal), LSE_BAR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
