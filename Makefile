@@ -22,13 +22,13 @@ OPT      ?= -O3 -g
 WARN     ?= -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
 	$(if $(findstring clang,$(CC)),-Wno-sign-conversion -Wno-pass-failed) # not part of gcc's -Wconversion
 CFLAGS    = -std=c11 $(OPT) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off $(OMP) $(EXTRA_CFLAGS)
-LDLIBS    = -lm
+LDLIBS    = -lm -ldl
 
 # OpenMP where the compiler has it; the library is complete without.
 OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo 1 || echo 0)
 OMP    := $(if $(filter 1,$(OPENMP)),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
 
-LIB_SRC := $(wildcard src/*.c src/ref/*.c src/cpu/*.c)
+LIB_SRC := $(wildcard src/*.c src/ref/*.c src/cpu/*.c src/portable/*.c)
 
 # CUDA where nvcc is found and CUDA=0 is not said.
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
@@ -58,7 +58,7 @@ OBJCOPY  ?= objcopy
 # Pieces that the command, the tests and the GPU checks share: the case table, input data, comparison.
 SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.c)))
 
-CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c
+CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c src/portable/cl_api.c
 CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
 CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
 
@@ -105,6 +105,14 @@ $(BUILD)/obj/%.c.o: %.c Makefile
 $(BUILD)/obj/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics -MMD -MP -c -o $@ $<
+
+# The portable kernels as OpenCL C: one self-contained text, compiled by the device's driver at run time.
+OPENCL_SOURCE := $(BUILD)/obj/src/portable/kernels.cl
+$(OPENCL_SOURCE): $(wildcard src/portable/*.h) src/plan_core.h src/plan_types.h Makefile
+	@mkdir -p $(@D)
+	$(CC) -E -P -x c -std=c11 -DPK_OPENCL -Isrc -o $@ src/portable/kernels.h
+$(BUILD)/obj/src/portable/opencl_source.c.o: CPPFLAGS += -DPK_OPENCL_FILE='"$(OPENCL_SOURCE)"'
+$(BUILD)/obj/src/portable/opencl_source.c.o: $(OPENCL_SOURCE)
 
 # The public archive holds one object in which everything but the API is local, so that no inner name can clash with a
 # caller's; the tests link the inner one.

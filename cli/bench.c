@@ -76,6 +76,9 @@ static const struct bench_case {
     {FMLA_DEVICE_CUDA, 128, 1, 64, 8192, 0, true, FMLA_BF16},
     {FMLA_DEVICE_CUDA, 128, 1, 16, 8192, 0, true, FMLA_BF16},
     {FMLA_DEVICE_CUDA, 1, 1, 128, 8192, 0, false, FMLA_BF16},
+    {FMLA_DEVICE_OPENCL, 8, 1, 16, 1024, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_OPENCL, 8, 1, 128, 1024, 1, false, FMLA_BF16},
+    {FMLA_DEVICE_OPENCL, 8, 1, 16, 1024, 1, false, FMLA_FP16},
 };
 enum { NUM_DEFAULT_CASES = sizeof(default_cases) / sizeof(*default_cases) };
 

@@ -48,12 +48,13 @@ static fmla_status attach_plan(struct check *k, struct data *d, struct plan_memo
 	static const struct fmla_dtype int32 = FMLA_INT32;
 	const int type = k->info.device_type;
 	const fmla_status status = fmla_plan_parts(k->ctx, &d->args, &m->parts_shape[0]);
+	d->args.stream = device_stream(type);
 	if (status != FMLA_OK)
 		return status;
 	m->parts_shape[1] = 8;
 	m->splits_shape[0] = d->c.b + 1;
-	m->parts = (struct fmla_tensor){.device = {type, 0}, .ndim = 2, .dtype = int32, .shape = m->parts_shape};
-	m->splits = (struct fmla_tensor){.device = {type, 0}, .ndim = 1, .dtype = int32, .shape = m->splits_shape};
+	m->parts = (struct fmla_tensor){.device = device_of(type), .ndim = 2, .dtype = int32, .shape = m->parts_shape};
+	m->splits = (struct fmla_tensor){.device = device_of(type), .ndim = 1, .dtype = int32, .shape = m->splits_shape};
 	m->parts.data = device_alloc(type, (size_t)m->parts_shape[0] * 8 * sizeof(int32_t));
 	m->splits.data = device_alloc(type, (size_t)m->splits_shape[0] * sizeof(int32_t));
 	if (!m->parts.data || !m->splits.data)
@@ -76,11 +77,12 @@ static bool move_to_device(struct check *k, struct data *d)
 {
 	for (int i = 0; i < DATA_TENSORS; i++) {
 		struct data_tensor *t = &d->tensors[i];
+		t->t.device = device_of(k->info.device_type);
+		t->t.data = NULL;
 		if (t->bytes == 0)
 			continue;
 		t->t.data = device_alloc(k->info.device_type, t->bytes);
-		t->t.device.type = k->info.device_type;
-		if (!t->t.data || !device_upload(k->info.device_type, t->t.data, t->host, t->bytes))
+		if (!t->t.data || !device_upload(k->info.device_type, t->t.data, 0, t->host, t->bytes))
 			return false;
 	}
 	return true;
@@ -93,7 +95,7 @@ static void free_device(struct check *k, struct data *d)
 		if (t->bytes && t->t.data != t->host)
 			device_free(k->info.device_type, t->t.data);
 		t->t.data = t->host;
-		t->t.device.type = FMLA_DEVICE_CPU;
+		t->t.device = device_of(FMLA_DEVICE_CPU);
 	}
 }
 
@@ -114,11 +116,13 @@ static fmla_status decode_on_device(struct check *k, struct data *d, struct resu
 	struct fmla_decode_args *a = &d->args;
 	data_poison_outputs(d);
 	for (int i = DATA_OUT; i <= DATA_LSE; i++)
-		if (d->tensors[i].bytes && !device_upload(type, d->tensors[i].t.data, d->tensors[i].host, d->tensors[i].bytes))
+		if (d->tensors[i].bytes &&
+		    !device_upload(type, d->tensors[i].t.data, 0, d->tensors[i].host, d->tensors[i].bytes))
 			return FMLA_ERR_DEVICE;
 	fmla_status status = fmla_workspace_size(k->ctx, a, &a->workspace_size);
 	if (status != FMLA_OK)
 		return status;
+	a->stream = device_stream(type);
 	a->workspace = device_alloc(type, a->workspace_size);
 	status = a->workspace ? fmla_decode(k->ctx, a) : FMLA_ERR_MEMORY;
 	if (status == FMLA_OK && !move_outputs_back(k, d))
@@ -216,7 +220,7 @@ static bool report_case(struct check *k, const struct test_case *c, int64_t at, 
 
 static int run_all(struct check *k)
 {
-	const bool full = k->o.full || k->info.device_type != FMLA_DEVICE_CPU;
+	const bool full = k->o.full || k->info.device_type == FMLA_DEVICE_CUDA;
 	const int64_t table = k->o.num_given || k->o.random ? 0 : (int64_t)(full ? case_count : case_quick_count);
 	const int64_t total = table + k->o.num_given + k->o.random;
 	bool go_on = true;
@@ -319,7 +323,8 @@ int cmd_check(int argc, char **argv)
 	int code;
 	struct fmla_backend_info ref_info;
 	k.ctx = open_backend(k.o.where, &k.info, &code);
-	k.ref = k.ctx ? open_backend((struct where){"ref", k.o.where.threads}, &ref_info, &code) : NULL;
+	k.ref =
+	    k.ctx ? open_backend((struct where){.backend = "ref", .threads = k.o.where.threads}, &ref_info, &code) : NULL;
 	if (k.ref)
 		code = run_all(&k);
 	fmla_ctx_destroy(k.ref);

@@ -42,10 +42,11 @@ int fail_status(fmla_ctx *ctx, fmla_status status, const char *doing);
 int64_t parse_integer(struct argp_state *state, const char *option, const char *text, int64_t least, int64_t most);
 double parse_real(struct argp_state *state, const char *option, const char *text, double least, double most);
 
-/* --backend and --threads, a child parser of every command that computes. */
+/* --backend, --threads and --device, a child parser of every command that computes. */
 struct where {
 	const char *backend; /* NULL: the best backend that is available */
 	int threads;         /* 0: all                                   */
+	int device;          /* ordinal of a GPU or OpenCL device        */
 };
 extern const struct argp where_argp; /* its input is a struct where */
 

@@ -2,6 +2,7 @@
  *
  * common.c - errors, option values, opening a backend, and the terminal. */
 #include "cli.h"
+#include "device.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -73,7 +74,8 @@ double parse_real(struct argp_state *state, const char *option, const char *text
 /* ---- backends -------------------------------------------------------------------------------------------------- */
 
 static const struct argp_option where_options[] = {
-    {"backend", 'B', "NAME", 0, "cuda, cpu or ref; default: the best one that is available", 0},
+    {"backend", 'B', "NAME", 0, "one of `flashmla info`; default: the best one that is available", 0},
+    {"device", 'D', "N", 0, "number of the GPU or OpenCL device; default 0", 0},
     {"threads", 't', "N", 0, "threads of a CPU backend; default: all", 0},
     {0}};
 
@@ -83,6 +85,9 @@ static error_t parse_where(int key, char *arg, struct argp_state *state)
 	switch (key) {
 	case 'B': /* not b: --b is the size of a batch */
 		w->backend = arg;
+		return 0;
+	case 'D':
+		w->device = (int)parse_integer(state, "--device", arg, 0, 1023);
 		return 0;
 	case 't':
 		w->threads = (int)parse_integer(state, "--threads", arg, 0, 4096);
@@ -109,8 +114,14 @@ fmla_ctx *open_backend(struct where where, struct fmla_backend_info *info, int *
 	}
 	*info = (struct fmla_backend_info){.struct_size = sizeof(*info)};
 	for (int i = 0; fmla_backend_info(ctx, i, info) == FMLA_OK; i++)
-		if (info->available && (!backend || strcmp(info->name, backend) == 0))
+		if (info->available && (!backend || strcmp(info->name, backend) == 0)) {
+			if (info->device_type != FMLA_DEVICE_CPU)
+				device_select(where.device);
+			const char *const name = device_name(info->device_type);
+			if (name)
+				info->device_name = name;
 			return ctx;
+		}
 	*code = fail(EXIT_UNAVAILABLE, "backend '%s' is not available here; `flashmla info` says why",
 	             backend ? backend : "any");
 	fmla_ctx_destroy(ctx);

@@ -53,7 +53,7 @@ static int describe_input(struct problem_file *f, const char *path, int which)
 			dl->dtype = dtypes[i].dtype;
 	if (dl->dtype.lanes == 0)
 		return fail(EXIT_USAGE, "%s: tensor %s has dtype %s, which decode has no use for", path, t->name, t->dtype);
-	dl->device.type = f->device;
+	dl->device = device_of(f->device);
 	dl->ndim = t->ndim;
 	dl->shape = memcpy(f->shape[which], t->shape, sizeof(t->shape));
 	return EXIT_OK;
@@ -93,7 +93,7 @@ static int load_inputs(struct problem_file *f, const char *path)
 		if (!host)
 			return fail(EXIT_SYSTEM, "%s of %zu bytes: out of memory", names[i], bytes);
 		const bool read = st_read(&f->st, f->source[i], host),
-		           moved = read && device_upload(f->device, data, host, bytes);
+		           moved = read && device_upload(f->device, data, 0, host, bytes);
 		if (host != data)
 			device_free(FMLA_DEVICE_CPU, host);
 		if (!read)
@@ -112,6 +112,7 @@ static int decode(struct problem_file *f, fmla_ctx *ctx, double *seconds)
 			return fail(EXIT_SYSTEM, "%s: %s", names[i], device_error(f->device));
 	if (!(a->workspace = device_alloc(f->device, a->workspace_size)))
 		return fail(EXIT_SYSTEM, "workspace: %s", device_error(f->device));
+	a->stream = device_stream(f->device);
 	const double start = now_seconds();
 	const fmla_status status = fmla_decode(ctx, a);
 	if (status != FMLA_OK)

@@ -36,12 +36,12 @@ static void fill(uint16_t *values, int64_t count, const uint16_t *pool, uint64_t
 }
 
 /* Fills `count` values of device memory, through `staging` where the host cannot write it. */
-static bool fill_device(const struct step *s, void *data, size_t bytes, void *staging, const uint16_t *pool,
-                        uint64_t seed)
+static bool fill_device(const struct step *s, void *data, size_t offset, size_t bytes, void *staging,
+                        const uint16_t *pool, uint64_t seed)
 {
-	void *host = s->device == FMLA_DEVICE_CPU ? data : staging;
+	void *host = s->device == FMLA_DEVICE_CPU ? (char *)data + offset : staging;
 	fill(host, (int64_t)(bytes / sizeof(uint16_t)), pool, seed);
-	return device_upload(s->device, data, host, bytes);
+	return device_upload(s->device, data, offset, host, bytes);
 }
 
 /* ---- tensors --------------------------------------------------------------------------------------------------- */
@@ -50,7 +50,7 @@ static void describe(const struct step *s, struct step_tensor *t, struct fmla_dt
                      const int64_t *shape)
 {
 	memcpy(t->shape, shape, (size_t)ndim * sizeof(*shape));
-	t->dl = (struct fmla_tensor){.device = {s->device, 0}, .ndim = ndim, .dtype = dtype, .shape = t->shape};
+	t->dl = (struct fmla_tensor){.device = device_of(s->device), .ndim = ndim, .dtype = dtype, .shape = t->shape};
 }
 
 /* Device memory for a tensor, holding `host` if that is given. */
@@ -58,7 +58,7 @@ static bool place(const struct step *s, struct step_tensor *t, const void *host)
 {
 	const size_t bytes = tensor_bytes(&t->dl);
 	t->dl.data = device_alloc(s->device, bytes);
-	return t->dl.data && (!host || device_upload(s->device, t->dl.data, host, bytes));
+	return t->dl.data && (!host || device_upload(s->device, t->dl.data, 0, host, bytes));
 }
 
 static void describe_all(struct step *s)
@@ -83,6 +83,7 @@ static void describe_all(struct step *s)
 	    .lse = &s->lse.dl,
 	    .softmax_scale = 1 / sqrt((double)l->d_qk),
 	    .causal = l->causal,
+	    .stream = device_stream(s->device),
 	};
 }
 
@@ -106,11 +107,11 @@ static int create_kv(struct step *s, uint64_t seed)
 		code = fail(EXIT_SYSTEM, "out of memory");
 	for (int64_t l = 0; l < s->layers && code == EXIT_OK && !interrupted; l++) {
 		progress("filling the KV caches", l, s->layers);
-		if (!fill_device(s, (char *)s->kv + (size_t)l * s->layer_bytes, s->layer_bytes, staging, pool,
+		if (!fill_device(s, s->kv, (size_t)l * s->layer_bytes, s->layer_bytes, staging, pool,
 		                 seed * 64 + (uint64_t)l + 1))
 			code = fail(EXIT_SYSTEM, "the KV cache: %s", device_error(s->device));
 	}
-	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, q_bytes, staging, q_pool, seed * 64))
+	if (code == EXIT_OK && !fill_device(s, s->q.dl.data, 0, q_bytes, staging, q_pool, seed * 64))
 		code = fail(EXIT_SYSTEM, "q: %s", device_error(s->device));
 	progress_clear();
 	device_free(FMLA_DEVICE_CPU, staging);
@@ -184,7 +185,7 @@ fmla_status step_plan(struct step *s)
 
 fmla_status step_decode(struct step *s, int64_t layer)
 {
-	s->kv_cache.dl.data = (char *)s->kv + (size_t)layer * s->layer_bytes;
+	s->kv_cache.dl.byte_offset = (uint64_t)layer * s->layer_bytes;
 	return fmla_decode(s->ctx, &s->args);
 }
 
@@ -308,7 +309,7 @@ int step_verify(struct step *s, int64_t *wrong, double *worst)
 	                            malloc(rows * D_V * sizeof(float)), malloc(rows * D_V * sizeof(float))};
 	struct fmla_backend_info info;
 	int code = EXIT_OK;
-	fmla_ctx *ref = open_backend((struct where){"ref", 0}, &info, &code);
+	fmla_ctx *ref = open_backend((struct where){.backend = "ref"}, &info, &code);
 	*wrong = 0;
 	*worst = 0;
 	if (ref) {

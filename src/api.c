@@ -15,8 +15,7 @@ const struct fmla_backend *const fmla_backends[] = {
 #ifdef FMLA_WITH_CPU
     &fmla_backend_cpu,
 #endif
-    &fmla_backend_ref,
-    NULL,
+    &fmla_backend_ref,  &fmla_backend_opencl, NULL,
 };
 
 enum { NUM_BACKENDS = sizeof(fmla_backends) / sizeof(fmla_backends[0]) - 1 };
@@ -167,7 +166,7 @@ const char *fmla_backend_names(void)
 #ifdef FMLA_WITH_CPU
 	       "cpu, "
 #endif
-	       "ref";
+	       "ref, opencl";
 }
 
 /* ---- version --------------------------------------------------------------------------------------------------- */

@@ -39,6 +39,7 @@ struct fmla_backend {
 };
 
 extern const struct fmla_backend fmla_backend_ref;
+extern const struct fmla_backend fmla_backend_opencl; /* needs nothing at build time */
 #ifdef FMLA_WITH_CPU
 extern const struct fmla_backend fmla_backend_cpu;
 #endif

@@ -15,7 +15,8 @@ enum { MAX_DIMS = 5, MAX_STRUCT = 4096 };
 /* A tensor as it was described, with strides filled in. */
 struct view {
 	const char *name;
-	char *data;
+	char *data; /* OpenCL: the buffer's handle, and `at` is the first byte in it; else at is 0 */
+	int64_t at;
 	struct fmla_device device;
 	struct fmla_dtype dtype;
 	int ndim;
@@ -105,7 +106,12 @@ static fmla_status read_tensor(struct fmla_ctx *ctx, const char *name, const str
 	TRY(read_strides(ctx, t, v));
 	REQUIRE(ctx, t->byte_offset <= (uint64_t)INT64_MAX, "byte_offset of %s is %llu", name,
 	        (unsigned long long)t->byte_offset);
-	v->data = t->data ? (char *)t->data + t->byte_offset : NULL;
+	if (v->device.type == FMLA_DEVICE_OPENCL) {
+		v->data = t->data;
+		v->at = (int64_t)t->byte_offset;
+	} else {
+		v->data = t->data ? (char *)t->data + t->byte_offset : NULL;
+	}
 	return FMLA_OK;
 }
 
@@ -151,6 +157,11 @@ static int64_t num_values(const struct view *v)
 static fmla_status check_data(struct fmla_ctx *ctx, const struct view *v, size_t align)
 {
 	REQUIRE(ctx, v->data || num_values(v) == 0, "data of %s is NULL", v->name);
+	if (v->device.type == FMLA_DEVICE_OPENCL) {
+		REQUIRE(ctx, (size_t)v->at % align == 0, "byte_offset of %s is %lld, must be a multiple of %zu", v->name,
+		        (long long)v->at, align);
+		return FMLA_OK;
+	}
 	REQUIRE(ctx, (uintptr_t)v->data % align == 0, "data of %s is %p, must be %zu-byte aligned", v->name,
 	        (void *)v->data, align);
 	return FMLA_OK;
@@ -233,6 +244,7 @@ static fmla_status read_q(struct fmla_ctx *ctx, const struct fmla_decode_args *a
 	REQUIRE(ctx, p->d_qk == D_QK || p->d_qk == D_V, "d_qk (last dimension of q) is %lld, must be %d or %d",
 	        (long long)p->d_qk, D_QK, D_V);
 	p->q = q->data;
+	p->at.q = q->at;
 	p->q_b = ragged ? 0 : q->stride[0];
 	p->q_s = stride[0];
 	p->q_h = stride[1];
@@ -277,6 +289,7 @@ static fmla_status read_cache(struct fmla_ctx *ctx, const struct fmla_decode_arg
 	p->group = p->h_q / p->h_kv;
 	p->rows = p->s_q * p->group;
 	p->kv = kv->data;
+	p->at.kv = kv->at;
 	p->kv_page = kv->stride[0];
 	p->kv_token = kv->stride[1];
 	p->kv_head = kv->stride[2];
@@ -288,6 +301,7 @@ static fmla_status read_cache(struct fmla_ctx *ctx, const struct fmla_decode_arg
 	TRY(check_last_stride(ctx, table));
 	p->max_pages = table->n[1];
 	p->block_table = (const int32_t *)(const void *)table->data;
+	p->at.table = table->at;
 	p->table_stride = table->stride[0];
 	return FMLA_OK;
 }
@@ -308,6 +322,7 @@ static fmla_status read_outputs(struct fmla_ctx *ctx, const struct fmla_decode_a
 		TRY(check_dim(ctx, out, first + 2, p->d_v, "d_v"));
 		TRY(check_no_overlap(ctx, out));
 		p->out = out->data;
+		p->at.out = out->at;
 		p->out_b = ragged ? 0 : out->stride[0];
 		p->out_s = out->stride[first];
 		p->out_h = out->stride[first + 1];
@@ -322,6 +337,7 @@ static fmla_status read_outputs(struct fmla_ctx *ctx, const struct fmla_decode_a
 		TRY(check_dim(ctx, lse, first + 1, ragged ? p->total_q : p->s_q, ragged ? "total_q" : "s_q"));
 		TRY(check_no_overlap(ctx, lse));
 		p->lse = (float *)(void *)lse->data;
+		p->at.lse = lse->at;
 		p->lse_b = ragged ? 0 : lse->stride[0];
 		p->lse_h = lse->stride[first];
 		p->lse_s = lse->stride[first + 1];
@@ -350,6 +366,8 @@ static fmla_status read_plan(struct fmla_ctx *ctx, const struct fmla_decode_args
 	                &splits));
 	TRY(check_data(ctx, &splits, sizeof(int32_t)));
 	p->plan_parts = (struct part *)(void *)parts.data;
+	p->at.parts = parts.at;
+	p->at.splits = splits.at;
 	p->num_parts = parts.n[0];
 	p->plan_splits = (int32_t *)(void *)splits.data;
 	return FMLA_OK;
@@ -405,14 +423,17 @@ fmla_status check_decode(struct fmla_ctx *ctx, const struct fmla_decode_args *ar
 	TRY(read_vector(ctx, "cache_seqlens", a.cache_seqlens, p->b, "b", (struct fmla_dtype)FMLA_INT32, "int32", &q,
 	                &lens));
 	p->cache_seqlens = (const int32_t *)(const void *)lens.data;
+	p->at.lens = lens.at;
 	if (a.cu_seqlens_q) {
 		TRY(read_vector(ctx, "cu_seqlens_q", a.cu_seqlens_q, p->b + 1, "b + 1", (struct fmla_dtype)FMLA_INT32, "int32",
 		                &q, &cu));
 		p->cu_seqlens_q = (const int32_t *)(const void *)cu.data;
+		p->at.cu = cu.at;
 	}
 	if (a.attn_sink) {
 		TRY(read_vector(ctx, "attn_sink", a.attn_sink, p->h_q, "h_q", (struct fmla_dtype)FMLA_FP32, "fp32", &q, &sink));
 		p->attn_sink = (const float *)(const void *)sink.data;
+		p->at.sink = sink.at;
 	}
 	TRY(read_outputs(ctx, &a, &q, &out, &lse, p));
 
@@ -467,7 +488,7 @@ fmla_status check_workspace(struct fmla_ctx *ctx, const struct problem *p, size_
 		return FMLA_OK;
 	if (!p->workspace)
 		return fmla_fail(ctx, FMLA_ERR_WORKSPACE, "workspace is NULL, %zu bytes are needed", needed);
-	if ((uintptr_t)p->workspace % 256 != 0)
+	if (p->device.type != FMLA_DEVICE_OPENCL && (uintptr_t)p->workspace % 256 != 0)
 		return fmla_fail(ctx, FMLA_ERR_WORKSPACE, "workspace is %p, must be 256-byte aligned", p->workspace);
 	if (p->workspace_size < needed)
 		return fmla_fail(ctx, FMLA_ERR_WORKSPACE, "workspace_size is %zu, %zu bytes are needed", p->workspace_size,
@@ -503,6 +524,7 @@ fmla_status check_merge(struct fmla_ctx *ctx, const struct fmla_merge_args *args
 	        (long long)p->b, (long long)p->s_q, (long long)p->h_q);
 	TRY(check_data(ctx, &in, 16));
 	p->in = in.data;
+	p->at.in = in.at;
 	p->in_n = in.stride[0];
 	p->in_b = in.stride[1];
 	p->in_s = in.stride[2];
@@ -517,6 +539,7 @@ fmla_status check_merge(struct fmla_ctx *ctx, const struct fmla_merge_args *args
 	TRY(check_dim(ctx, &in_lse, 3, p->s_q, "s_q"));
 	TRY(check_data(ctx, &in_lse, sizeof(float)));
 	p->in_lse = (const float *)(const void *)in_lse.data;
+	p->at.in_lse = in_lse.at;
 	p->in_lse_n = in_lse.stride[0];
 	p->in_lse_b = in_lse.stride[1];
 	p->in_lse_h = in_lse.stride[2];
@@ -527,6 +550,7 @@ fmla_status check_merge(struct fmla_ctx *ctx, const struct fmla_merge_args *args
 		                &sink));
 		TRY(check_data(ctx, &sink, sizeof(float)));
 		p->attn_sink = (const float *)(const void *)sink.data;
+		p->at.sink = sink.at;
 	}
 
 	TRY(read_tensor(ctx, "out", a.out, 4, 0, "[b, s_q, h_q, d_v]", &out));
@@ -540,6 +564,7 @@ fmla_status check_merge(struct fmla_ctx *ctx, const struct fmla_merge_args *args
 	TRY(check_no_overlap(ctx, &out));
 	TRY(check_data(ctx, &out, value_bytes(out.dtype)));
 	p->out = out.data;
+	p->at.out = out.at;
 	p->out_b = out.stride[0];
 	p->out_s = out.stride[1];
 	p->out_h = out.stride[2];
@@ -554,6 +579,7 @@ fmla_status check_merge(struct fmla_ctx *ctx, const struct fmla_merge_args *args
 		TRY(check_no_overlap(ctx, &lse));
 		TRY(check_data(ctx, &lse, sizeof(float)));
 		p->lse = (float *)(void *)lse.data;
+		p->at.lse = lse.at;
 		p->lse_b = lse.stride[0];
 		p->lse_h = lse.stride[1];
 		p->lse_s = lse.stride[2];
@@ -610,6 +636,7 @@ fmla_status check_append(struct fmla_ctx *ctx, const struct fmla_kv_append_args 
 	p->page = kv.n[1];
 	p->h_kv = kv.n[2];
 	p->kv = kv.data;
+	p->at.kv = kv.at;
 	p->kv_page = kv.stride[0];
 	p->kv_token = kv.stride[1];
 	p->kv_head = kv.stride[2];
@@ -620,6 +647,7 @@ fmla_status check_append(struct fmla_ctx *ctx, const struct fmla_kv_append_args 
 	p->n = latent.n[0];
 	p->d_latent = latent.n[latent.ndim - 1];
 	p->latent = latent.data;
+	p->at.latent = latent.at;
 	p->latent_n = latent.stride[0];
 	p->latent_h = latent.ndim == 3 ? latent.stride[1] : 0;
 	if (a.k_rope) {
@@ -627,6 +655,7 @@ fmla_status check_append(struct fmla_ctx *ctx, const struct fmla_kv_append_args 
 		TRY(check_dim(ctx, &rope, 0, p->n, "n of kv_latent"));
 		p->d_rope = rope.n[rope.ndim - 1];
 		p->rope = rope.data;
+		p->at.rope = rope.at;
 		p->rope_n = rope.stride[0];
 		p->rope_h = rope.ndim == 3 ? rope.stride[1] : 0;
 	}
@@ -642,6 +671,7 @@ fmla_status check_append(struct fmla_ctx *ctx, const struct fmla_kv_append_args 
 	TRY(check_device(ctx, &slots, &kv));
 	TRY(check_data(ctx, &slots, value_bytes(slots.dtype)));
 	p->slots = slots.data;
+	p->at.slots = slots.at;
 	p->slots_stride = slots.stride[0];
 	return p->device.type == FMLA_DEVICE_CPU ? check_slots(ctx, p) : FMLA_OK;
 }

@@ -6,6 +6,7 @@
 #define FMLA_PLAN_H
 
 #include "plan_core.h"
+#include "problem.h"
 
 #include <stdbool.h>
 #include <stddef.h>

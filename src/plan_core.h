@@ -17,29 +17,37 @@
 #ifndef FMLA_PLAN_CORE_H
 #define FMLA_PLAN_CORE_H
 
-#include "problem.h"
-
+/* src/portable/dialect.h defines PLAN_FN, and the integer types with it, for compilers without stdint.h. */
+#ifndef PLAN_FN
+#include <stdint.h>
 #ifdef __CUDACC__
 #define PLAN_FN static __host__ __device__ __forceinline__
 #else
 #define PLAN_FN static inline
 #endif
+#endif
+#include "plan_types.h"
 
 /* A divisor with its reciprocal: on the card a 64-bit integer division is a subroutine of a hundred dependent
  * instructions.  In double it is exact too, for 0 <= n < 2^50: n + 0.5 keeps the quotient off every integer. */
 struct divisor {
 	int64_t d;
-	double inverse; /* used on the card */
+#ifndef PLAN_NO_DOUBLE /* OpenCL devices need not have it */
+	double inverse;    /* used on the card */
+#endif
 };
 
 PLAN_FN struct divisor plan_divisor(int64_t d)
 {
-	struct divisor x = {d, 0};
+	struct divisor x;
+	x.d = d;
 #ifdef __CUDA_ARCH__
 	const double exact = (double)d;
 	asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(x.inverse) : "d"(exact)); /* 20 bits, doubled twice */
 	x.inverse = fma(x.inverse, fma(-exact, x.inverse, 1.0), x.inverse);
 	x.inverse = fma(x.inverse, fma(-exact, x.inverse, 1.0), x.inverse);
+#elif !defined(PLAN_NO_DOUBLE)
+	x.inverse = 0;
 #endif
 	return x;
 }

@@ -9,31 +9,9 @@
 
 #include <stdint.h>
 
-enum {
-	BLOCK = 64,            /* tokens per planning block and per GPU tile; independent of the page size          */
-	D_V = 512,             /* latent values: all of V, the first part of K                                      */
-	D_ROPE = 64,           /* rope values behind them                                                          */
-	D_QK = 576,            /* D_V + D_ROPE; problems with d_qk 512 have no rope part                            */
-	PLAN_CHUNK = 64,       /* blocks of a piece in batch-invariant mode: fixed, or results would depend on the batch */
-	PLAN_FIELDS = 8,       /* int32 fields of a plan row, see struct part                                      */
-	PLAN_TAG = 0x464d4c31, /* "FML1": marks rows that fmla_plan wrote                                      */
-	PLAN_IDLE = INT32_MAX  /* begin_req of a part without work                                             */
-};
+#include "plan_types.h" /* after stdint.h */
 
 enum value_type { TYPE_BF16, TYPE_FP16, TYPE_FP32 };
-
-/* One row of a plan: the walk of one CTA or one thread, over blocks of BLOCK tokens, requests in order.  Starts with
- * block `begin_block` of request `begin_req`, ends before block `end_block` of request `end_req`. */
-struct part {
-	int32_t begin_req;   /* PLAN_IDLE: no work                                                     */
-	int32_t end_req;     /* inclusive                                                              */
-	int32_t begin_block; /* in begin_req; absolute, so a window may make it > 0 for a first piece  */
-	int32_t end_block;   /* in end_req, exclusive                                                  */
-	int32_t begin_split; /* number of the first piece among the splits of begin_req                */
-	int32_t first_split; /* 1: begin_req is also worked on by other parts                          */
-	int32_t last_split;  /* 1: so is end_req                                                       */
-	int32_t tag;         /* PLAN_TAG                                                               */
-};
 
 /* Strides count elements.  rows = s_q * group query rows share one KV head; row = s * group + g, head = kv_head * group
  * + g. */
@@ -73,6 +51,11 @@ struct problem {
 	void *workspace;
 	size_t workspace_size;
 	void *stream;
+
+	/* OpenCL: the pointers above are buffer handles (cl_mem), and tensors start this many bytes into them.  Else 0. */
+	struct {
+		int64_t q, kv, table, lens, cu, sink, out, lse, parts, splits;
+	} at;
 };
 
 struct merge_problem {
@@ -90,6 +73,9 @@ struct merge_problem {
 	int64_t lse_b, lse_h, lse_s;
 	float empty_lse;
 	void *stream;
+	struct {
+		int64_t in, in_lse, sink, out, lse;
+	} at; /* see struct problem */
 };
 
 struct append_problem {
@@ -106,6 +92,9 @@ struct append_problem {
 	void *kv;
 	int64_t num_pages, page, kv_page, kv_token, kv_head;
 	void *stream;
+	struct {
+		int64_t latent, rope, slots, kv;
+	} at; /* see struct problem */
 };
 
 /* The slot of new token n; negative: skip it.  Host memory only. */

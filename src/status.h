@@ -16,13 +16,14 @@ struct info_text {
 	char device_name[256];
 	char reason[256];
 };
-enum info_owner { INFO_CUDA, INFO_CPU, INFO_REF, INFO_PORTABLE, INFO_OWNERS };
+enum info_owner { INFO_CUDA, INFO_PORTABLE_CUDA, INFO_CPU, INFO_REF, INFO_OPENCL, INFO_HIP, INFO_OWNERS };
 
 struct fmla_ctx {
 	const struct fmla_backend *forced; /* NULL: by the tensors' device                                   */
 	int num_threads;                   /* > 0; 0 in a context whose creation failed                      */
 	int cpu_variant;                   /* enum cpu_variant: the cap of FMLA_CPU, CPU_AMX without one      */
 	uint64_t cuda_state[128];          /* the CUDA backend's memory, zero at first                       */
+	void *opencl_state;                /* the OpenCL backend's, NULL at first                            */
 	char error[512];
 	struct info_text info_text[INFO_OWNERS];
 };

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: MIT
 #
 # `make check`: every test of the CPU side, a line each, the closing lines of the test programs, and what was skipped and
-# why.  Logs lie in build/check.    tests/check.sh [STAGE...]     stages: unit cli header asan tsan valgrind fuzz nomp
+# why.  Logs lie in build/check.    tests/check.sh [STAGE...]     stages: unit cli header portable asan tsan valgrind fuzz nomp
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 jobs=$(nproc)
 logs=build/check
-stages=${*:-unit cli header asan tsan valgrind fuzz nomp}
+stages=${*:-unit cli header portable asan tsan valgrind fuzz nomp}
 failed=0 skipped=0
 mkdir -p $logs
 rm -f $logs/*.log
@@ -68,12 +68,16 @@ if stage header; then
 	build build/cpu lib cli
 	run 'header.sh' tests/header.sh build/cpu
 fi
+if stage portable; then
+	build build/cpu lib cli
+	run 'portable.sh' tests/portable.sh build/cpu
+fi
 if stage nomp; then # complete without OpenMP, and without optimisation
 	build build/nomp OPENMP=0 OPT=-O0 EXTRA_CFLAGS=-Wno-sign-conversion build/nomp/tests/test_check build/nomp/tests/test_merge build/nomp/tests/test_append
 	programs build/nomp
 fi
 if stage asan; then
-	export UBSAN_OPTIONS=print_stacktrace=1
+	export UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0 # test_portable switches stacks
 	build build/asan OPT='-O2 -g' EXTRA_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined' tests
 	programs build/asan '*x[23] *'
 	run 'build/asan cli.sh' tests/cli.sh build/asan

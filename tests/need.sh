@@ -12,7 +12,7 @@ have() {
 #include <setjmp.h>
 #include <stdint.h>
 #include <$1>" | ${CC:-cc} -E - >/dev/null 2>&1 ;;
-	*.so) [ -n "$(find / -xdev -name "$1" -path '*/lib/*' -print -quit 2>/dev/null)" ] ;;
+	*.so | *.so.[0-9]*) [ -n "$(find / -xdev -name "$1" -path '*/lib/*' -print -quit 2>/dev/null)" ] ;;
 	*) command -v "$1" >/dev/null 2>&1 ;;
 	esac
 }
