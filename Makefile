@@ -58,7 +58,7 @@ OBJCOPY  ?= objcopy
 # Pieces that the command, the tests and the GPU checks share: the case table, input data, comparison.
 SHARED_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.c)))
 
-CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c src/portable/cl_api.c
+CLI_SRC  := $(wildcard cli/*.c) bench/cpu_probe.c
 CLI_OBJ  := $(patsubst %,$(BUILD)/obj/%.o,$(CLI_SRC))
 CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
 
@@ -140,7 +140,8 @@ $(BUILD)/flash_mla.pc:
 		'Description: multi-head latent attention decoding over a paged KV cache' 'Version: $(VERSION)' \
 		'Cflags: -I$${includedir}' 'Libs: -L$${libdir} -lflash_mla' 'Libs.private: $(LDLIBS) $(OMP)' >$@
 
-$(BUILD)/flashmla: $(CLI_OBJ) $(SHARED_OBJ) $(LIB)
+# The command has a copy of its own of what finds OpenCL: the library's is local to it.
+$(BUILD)/flashmla: $(CLI_OBJ) $(SHARED_OBJ) $(BUILD)/obj/src/portable/cl_api.c.o $(LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/examples/%: $(BUILD)/obj/examples/%.c.o $(LIB)
