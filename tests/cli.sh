@@ -107,7 +107,7 @@ test_usage() {
 	done
 	FMLA_CPU=nope expect 3 'FMLA_CPU' info
 	expect 3 'nope' bench --backend nope
-	expect 3 'opencl' run --backend opencl a -o b
+	OCL_ICD_VENDORS=/nowhere expect 3 'opencl' run --backend opencl a -o b
 }
 
 # The C example of the README compiles as it stands, warnings included.
