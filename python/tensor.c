@@ -161,7 +161,8 @@ static int read_device(PyObject *object, struct fmla_device *device, const char 
 		else if (PyUnicode_CompareWithASCIIString(type, "cuda") == 0)
 			device->type = FMLA_DEVICE_CUDA;
 		else {
-			PyErr_Format(PyExc_ValueError, "%s is on device type '%U'; the limit is 'cpu' or 'cuda'", name, type);
+			PyErr_Format(PyExc_TypeError, "%s cannot be taken: it is on device type '%U', not 'cpu' or 'cuda'", name,
+			             type);
 			result = -1;
 		}
 		device->id = index != Py_None && device->type != FMLA_DEVICE_CPU ? (int32_t)PyLong_AsLong(index) : 0;
@@ -169,6 +170,25 @@ static int read_device(PyObject *object, struct fmla_device *device, const char 
 	Py_XDECREF(type);
 	Py_XDECREF(index);
 	return PyErr_Occurred() ? -1 : result;
+}
+
+/* Says which argument an exporter refused, with the first line of its own reason. */
+static int refused(const char *name)
+{
+	PyObject *type, *value, *traceback;
+	PyErr_Fetch(&type, &value, &traceback);
+	PyObject *text = value ? PyObject_Str(value) : NULL;
+	PyObject *lines = text ? PyUnicode_Splitlines(text, 0) : NULL;
+	if (lines && PyList_Size(lines) > 0)
+		PyErr_Format(PyExc_TypeError, "%s cannot be taken: %U", name, PyList_GetItem(lines, 0));
+	else
+		PyErr_Format(PyExc_TypeError, "%s cannot be taken", name);
+	Py_XDECREF(text);
+	Py_XDECREF(lines);
+	Py_XDECREF(type);
+	Py_XDECREF(value);
+	Py_XDECREF(traceback);
+	return -1;
 }
 
 /* The attributes of a PyTorch tensor. */
@@ -190,7 +210,7 @@ static int import_attributes(struct state *st, PyObject *object, const char *nam
 	Py_XDECREF(strides);
 	Py_XDECREF(dtype);
 	Py_XDECREF(device);
-	return result;
+	return result && PyErr_ExceptionMatches(PyExc_RuntimeError) ? refused(name) : result; /* a sparse tensor, say */
 }
 
 /* NumPy's array interface, version 3: {"data": (address, read_only), "shape", "strides" in bytes or None}. */
@@ -233,25 +253,6 @@ static int import_array(struct state *st, PyObject *object, PyObject *interface,
 		t->strides = in->strides;
 	}
 	return 0;
-}
-
-/* Says which argument an exporter refused, with the first line of its own reason. */
-static int refused(const char *name)
-{
-	PyObject *type, *value, *traceback;
-	PyErr_Fetch(&type, &value, &traceback);
-	PyObject *text = value ? PyObject_Str(value) : NULL;
-	PyObject *lines = text ? PyUnicode_Splitlines(text, 0) : NULL;
-	if (lines && PyList_Size(lines) > 0)
-		PyErr_Format(PyExc_TypeError, "%s cannot be taken: %U", name, PyList_GetItem(lines, 0));
-	else
-		PyErr_Format(PyExc_TypeError, "%s cannot be taken", name);
-	Py_XDECREF(text);
-	Py_XDECREF(lines);
-	Py_XDECREF(type);
-	Py_XDECREF(value);
-	Py_XDECREF(traceback);
-	return -1;
 }
 
 /* A DLPack capsule, taken without synchronisation: the work is queued on the producer's current stream. */

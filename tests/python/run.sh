@@ -5,9 +5,10 @@
 #
 # PyTorch comes from a virtual environment of this project, made once and kept outside of the checkout under
 # ${XDG_CACHE_HOME:-~/.cache}/flash-mla-c (about 5 GB: PyTorch's wheel brings its CUDA libraries).  Where it cannot be
-# made, $PYTHON serves if it has torch (and pytest, for more than tests/test_flash_mla.py); if it has not, the tests are
-# skipped loudly, or fail when CI is set.  FLASH_MLA_TEST_PYTHON=/path/to/python uses that interpreter and makes nothing.
-# FLASH_MLA_TEST_GPU=1 (make check-python-gpu) fails instead of falling back to the CPU.
+# made (no network), $PYTHON serves if it has torch (and pytest, for more than tests/test_flash_mla.py); if it has not,
+# the tests are skipped loudly, or fail when CI is set.  FLASH_MLA_TEST_GPU=1 (make check-python-gpu) takes the torch of
+# $PYTHON first, a GPU machine's own, and fails instead of skipping or falling back to the CPU.
+# FLASH_MLA_TEST_PYTHON=/path/to/python uses that interpreter and makes nothing.  The first line says what serves.
 set -eu
 cd "$(dirname "$0")/../.."
 : "${BUILD:=$PWD/build}" "${PYTHON:=python3}"
@@ -41,12 +42,15 @@ elif [ -n "${FLASH_MLA_TEST_GPU:-}" ] && has "$PYTHON" torch; then # a GPU machi
 elif ! environment; then
 	if has "$PYTHON" torch; then
 		python=$PYTHON
+		echo "check-python: the virtual environment could not be made (no network?), so the machine's own PyTorch serves"
 	else
 		echo "check-python: SKIP: no PyTorch: the virtual environment could not be made (no network?) and $PYTHON has none"
-		[ -z "${CI:-}" ] # a skip is a failure in CI
+		[ -z "${CI:-}${FLASH_MLA_TEST_GPU:-}" ] # a skip is a failure in CI, and where the GPU was asked for
 		exit
 	fi
 fi
+
+"$python" -c 'import sys, torch; print("check-python: PyTorch", torch.__version__, "of", sys.executable)'
 
 export PYTHONPATH="$BUILD/python${PYTHONPATH:+:$PYTHONPATH}" BUILD
 if [ "${1:-}" = bench ]; then
@@ -54,7 +58,7 @@ if [ "${1:-}" = bench ]; then
 fi
 if [ -n "${PRELOAD:-}" ]; then # the sanitizers' runtimes, see python.mk
 	LD_PRELOAD="$PRELOAD $(gcc -print-file-name=libstdc++.so.6)"
-	export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0
+	export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 fi
 if has "$python" pytest; then
 	"$python" -m pytest "$@"
