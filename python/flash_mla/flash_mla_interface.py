@@ -17,11 +17,13 @@ import os
 from typing import Any, NoReturn, Optional
 
 from . import _C, _frameworks, api
+from ._C import version as __version__
 from .api import _compiling, _modes, _Tensor
 from .metadata import FlashMLASchedMeta
 
 __all__ = [
     "FlashMLASchedMeta",
+    "__version__",
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",

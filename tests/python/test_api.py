@@ -122,7 +122,12 @@ def test_names_and_signatures():
     for name in ("get_mla_metadata", "flash_mla_with_kvcache", "flash_mla_sparse_fwd", "FlashMLASchedMeta",
                  "flash_attn_varlen_func", "flash_attn_varlen_qkvpacked_func", "flash_attn_varlen_kvpacked_func"):  # fmt: skip
         assert getattr(interface, name) is getattr(flash_mla, name)
-    assert flash_mla.__version__.count(".") == 2
+    assert flash_mla.__version__.count(".") == 2 and interface.__version__ == flash_mla.__version__
+    assert list(inspect.signature(flash_mla.flash_mla_with_kvcache).parameters)[:16] == [
+        "q", "k_cache", "block_table", "cache_seqlens", "head_dim_v", "tile_scheduler_metadata", "num_splits",
+        "softmax_scale", "causal", "is_fp8_kvcache", "indices", "attn_sink", "extra_k_cache",
+        "extra_indices_in_kvcache", "topk_length", "extra_topk_length",
+    ]  # fmt: skip
     assert list(inspect.signature(flash_mla.get_mla_metadata).parameters) == [
         "cache_seqlens", "num_q_tokens_per_head_k", "num_heads_k", "num_heads_q", "is_fp8_kvcache", "topk",
     ]  # fmt: skip
@@ -202,6 +207,27 @@ def test_jax(dtype):
     check(torch.from_numpy(np.array(out, np.float32)), torch.from_numpy(np.array(lse)), batch.reference())
     with pytest.raises(TypeError, match="kv_cache is a JAX array"):
         flash_mla.kv_append(a[0][0, 0, :3, :512], a[0][0, 0, :3, 512:], a[3], a[1])
+
+
+def test_cupy():
+    """CuPy's current stream gets the work, its pool makes the results; fp16, which it has everywhere."""
+    cupy = pytest.importorskip("cupy")
+    if not torch.cuda.is_available():
+        pytest.skip("CuPy needs a GPU")
+    batch = make_batch([300, 5, 0], dtype=torch.float16, device="cuda")
+    torch.cuda.synchronize()
+    a = [cupy.from_dlpack(x) for x in (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)]
+    late = cupy.zeros_like(a[0])
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        plan = flash_mla.plan(a[3].astype("int64"), h_q=16)
+        flash_mla.decode(*a, softmax_scale=batch.scale, plan=plan)  # makes the workspace
+        late[...] = a[0]
+        out, lse = flash_mla.decode(late, *a[1:], softmax_scale=batch.scale, plan=plan)
+    stream.synchronize()
+    assert isinstance(out, cupy.ndarray) and out.dtype == a[0].dtype and lse.dtype == cupy.float32
+    assert isinstance(plan.parts, cupy.ndarray)
+    check(torch.from_dlpack(out), torch.from_dlpack(lse), batch.reference())
 
 
 class Exporter:

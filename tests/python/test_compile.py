@@ -2,7 +2,10 @@
 """PyTorch's own tools: torch.library.opcheck, torch.compile, export, CUDA graphs."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 
 import flash_mla
 import pytest
@@ -116,38 +119,105 @@ def test_replays_follow_live_lengths(device):
         check(third, lse, batch.reference())
 
 
+FIRST_CALL = """
+import sys, torch, flash_mla
+from reference import check, make_batch
+batch = make_batch([300, 5, 4000], h_q=int(sys.argv[1]), device="cuda")
+want = batch.reference(causal=True)
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    meta, splits = flash_mla.get_mla_metadata(batch.cache_seqlens, int(sys.argv[1]), 1)
+    out, lse = flash_mla.flash_mla_with_kvcache(
+        batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, 512, meta, splits, batch.scale, True)
+    both, _ = flash_mla.merge(out[None], lse[None])
+out.zero_()
+graph.replay()
+check(out, lse, want)
+check(both, None, want)
+"""
+
+
+@pytest.mark.parametrize("h_q", [16, 128])
+def test_the_first_call_of_a_process_is_captured(h_q, device):
+    """Nothing of the library was loaded before: loading its kernels must not disturb the capture."""
+    if device.type != "cuda":
+        pytest.skip("graphs need a GPU")
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", FIRST_CALL, str(h_q)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_streams(device):
-    """Work goes to the current stream: a decode queued behind a slow copy of its input on a side stream sees it."""
+    """Work goes to the current stream: every call queued behind a slow copy of its inputs on a side stream sees them."""
     if device.type != "cuda":
         pytest.skip("streams need a GPU")
     batch = make_batch([300, 5], device=device)
-    late = torch.zeros_like(batch.q)
-    a = (late, batch.kv_cache, batch.block_table, batch.cache_seqlens)
+    last = batch.cache_seqlens.long() - 1
+    pages = batch.block_table.gather(1, last[:, None] // 64)[:, 0].long()
+    rows, slots = batch.kv_cache[pages, last % 64, 0].clone(), pages * 64 + last % 64
+    batch.kv_cache[pages, last % 64] = 0  # to be appended
+    want_cache = batch.kv_cache.clone()
+    want_cache[pages, last % 64, 0] = rows
+    want = type(batch)(batch.q, want_cache, batch.block_table, batch.cache_seqlens, batch.scale).reference()
+    late_q, late_rows, late_lens = torch.zeros_like(batch.q), torch.zeros_like(rows), torch.zeros_like(batch.cache_seqlens)
+
+    def step():
+        flash_mla.kv_append(late_rows[:, :512], late_rows[:, 512:], slots, batch.kv_cache)
+        plan = flash_mla.plan(late_lens, h_q=16)
+        out, lse = flash_mla.decode(
+            late_q, batch.kv_cache, batch.block_table, late_lens, softmax_scale=batch.scale, plan=plan
+        )
+        return out, lse, flash_mla.merge(torch.stack([out, out]), torch.stack([lse, lse]))[0], plan.splits
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        flash_mla.decode(*a, softmax_scale=batch.scale)  # loads the kernels and fills the allocator's pool
+        step()  # loads the kernels and fills the allocator's pool
         torch.cuda.synchronize()
         torch.cuda._sleep(50_000_000)
-        late.copy_(batch.q)
-        out, lse = flash_mla.decode(*a, softmax_scale=batch.scale)
-    assert not stream.query(), "the call waited for the device"
+        late_q.copy_(batch.q)
+        late_rows.copy_(rows)
+        late_lens.copy_(batch.cache_seqlens)
+        out, lse, both, splits = step()
+    assert not stream.query(), "a call waited for the device"
     stream.synchronize()
-    check(out, lse, batch.reference())
+    check(out, lse, want)
+    check(both, None, want)
+    assert torch.equal(splits, flash_mla.plan(batch.cache_seqlens, h_q=16).splits)
 
 
 def test_another_gpu():
-    """Tensors decide the device, not torch.cuda.current_device()."""
+    """Tensors decide the device and its stream, not torch.cuda.current_device()."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     other = torch.device("cuda", 1)
     with torch.cuda.device(0):
         batch = make_batch([300, 5], device=other)
+        want = batch.reference()
+        a = (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens)
         meta, splits = flash_mla.get_mla_metadata(batch.cache_seqlens, 16, 1)
-        out, lse = flash_mla.flash_mla_with_kvcache(
-            batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, 512, meta, splits, batch.scale
-        )
+        out, lse = flash_mla.flash_mla_with_kvcache(*a, 512, meta, splits, batch.scale)
         assert out.device == lse.device == splits.device == other and torch.cuda.current_device() == 0
-        check(out, lse, batch.reference())
+        check(out, lse, want)
         both, _ = flash_mla.merge(torch.stack([out, out]), torch.stack([lse, lse]))
-        check(both, None, batch.reference())
+        check(both, None, want)
+        check(*torch.ops.flash_mla.decode(*a, None, None, None, None, batch.scale, False, 0, 0, 512, 0), want)
+        row, page = torch.randn(1, 576, device=other).bfloat16(), int(batch.block_table[0, 0])
+        flash_mla.kv_append(row[:, :512], row[:, 512:], torch.tensor([page * 64], device=other), batch.kv_cache)
+        assert torch.equal(batch.kv_cache[page, 0], row)
+        want = batch.reference()
+        side = torch.cuda.Stream(other)
+        late = torch.zeros_like(batch.q)
+        torch.cuda.synchronize(other)
+        with torch.cuda.stream(side):  # also makes the other device current
+            flash_mla.decode(late, *a[1:], softmax_scale=batch.scale)
+            torch.cuda._sleep(50_000_000)
+            late.copy_(batch.q)
+            with torch.cuda.device(0):  # the other device's current stream is still `side`
+                out, lse = flash_mla.decode(late, *a[1:], softmax_scale=batch.scale)
+                assert torch.cuda.current_device() == 0
+        side.synchronize()
+        check(out, lse, want)

@@ -41,7 +41,7 @@ def test_accuracy_of_a_long_request(dtype, device):
     check(*run(batch), batch.reference())
 
 
-@pytest.mark.parametrize("h_q, h_kv", [(1, 1), (3, 1), (9, 1), (63, 1), (64, 1), (126, 1), (128, 1), (16, 2), (6, 3)])
+@pytest.mark.parametrize("h_q, h_kv", [(1, 1), (3, 1), (9, 1), (63, 1), (64, 1), (126, 1), (128, 1), (1024, 1), (16, 2), (6, 3), (64, 8)])
 def test_heads(h_q, h_kv, device):
     batch = make_batch([70, 1, 130], h_q=h_q, h_kv=h_kv, s_q=2, device=device)
     check(*run(batch, causal=True), batch.reference(causal=True))

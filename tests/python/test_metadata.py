@@ -53,6 +53,21 @@ def test_without_lengths(device):
     assert meta.config.b == 3 and meta.num_splits.shape == (4,)
 
 
+def test_every_way_to_pass_it(device):
+    """Generation 3 positionally, all keywords, and no schedule at all."""
+    batch = make_batch([100, 5], device=device)
+    want = batch.reference(causal=True)
+    meta, splits = get_mla_metadata(batch.cache_seqlens, 16, 1)
+    a = {"q": batch.q, "k_cache": batch.kv_cache, "block_table": batch.block_table, "cache_seqlens": batch.cache_seqlens}
+    options = {"softmax_scale": batch.scale, "causal": True}
+    call = flash_mla.flash_mla_with_kvcache
+    check(*call(*a.values(), 512, meta, None, batch.scale, True, False, *[None] * 6), want)
+    for schedule in (meta, meta.tile_scheduler_metadata, None):
+        for second in (splits, splits.clone()):
+            check(*call(**a, head_dim_v=512, tile_scheduler_metadata=schedule, num_splits=second, **options), want)
+    check(*call(**a, head_dim_v=512, **options), want)
+
+
 def test_missing_row_count(device):
     lens = torch.ones(2, dtype=torch.int32, device=device)
     with pytest.raises(TypeError, match="num_q_tokens_per_head_k"):
