@@ -28,16 +28,20 @@ LDLIBS    = -lm -ldl
 OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo 1 || echo 0)
 OMP    := $(if $(filter 1,$(OPENMP)),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
 
-LIB_SRC := $(wildcard src/*.c src/ref/*.c src/cpu/*.c src/portable/*.c)
+LIB_SRC := $(filter-out src/portable/cuda.c,$(wildcard src/*.c src/ref/*.c src/cpu/*.c src/portable/*.c))
 
 # CUDA where nvcc is found and CUDA=0 is not said.
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 CUDA ?= $(if $(NVCC),1,0)
-CU_SRC := $(wildcard src/cuda/*.cu)
+CU_SRC := $(wildcard src/cuda/*.cu src/portable/*.cu)
 ifeq ($(CUDA)$(if $(CU_SRC),1),11)
 CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
 NVCCFLAGS ?= -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -Xptxas -v
-LIB_SRC   += $(wildcard src/cuda/*.c) $(CU_SRC)
+# The portable kernels: one PTX, assembled for every architecture; newer ones compile the PTX itself.
+PORTABLE_CUDA := -O3 -std=c++17 -gencode arch=compute_80,code=[compute_80,sm_80,sm_86,sm_89,sm_90,sm_100,sm_120]
+$(BUILD)/obj/src/portable/%.cu.o: NVCCFLAGS = $(PORTABLE_CUDA)
+$(BUILD)/obj/src/portable/generic.cu.o: NVCCFLAGS = $(PORTABLE_CUDA) -gencode arch=compute_75,code=sm_75
+LIB_SRC   += $(wildcard src/cuda/*.c) src/portable/cuda.c $(CU_SRC)
 CPPFLAGS  += -DFMLA_WITH_CUDA -I$(CUDA_HOME)/include
 LDLIBS    += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
 CUDA_NOTE := with CUDA ($(NVCC))

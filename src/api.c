@@ -10,12 +10,12 @@
 
 const struct fmla_backend *const fmla_backends[] = {
 #ifdef FMLA_WITH_CUDA
-    &fmla_backend_cuda,
+    &fmla_backend_cuda, &fmla_backend_portable_cuda,
 #endif
 #ifdef FMLA_WITH_CPU
     &fmla_backend_cpu,
 #endif
-    &fmla_backend_ref,  &fmla_backend_opencl, NULL,
+    &fmla_backend_ref,  &fmla_backend_opencl,        NULL,
 };
 
 enum { NUM_BACKENDS = sizeof(fmla_backends) / sizeof(fmla_backends[0]) - 1 };
@@ -161,7 +161,7 @@ const char *fmla_backend_names(void)
 {
 	return ""
 #ifdef FMLA_WITH_CUDA
-	       "cuda, "
+	       "cuda, portable-cuda, "
 #endif
 #ifdef FMLA_WITH_CPU
 	       "cpu, "

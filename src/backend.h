@@ -45,6 +45,7 @@ extern const struct fmla_backend fmla_backend_cpu;
 #endif
 #ifdef FMLA_WITH_CUDA
 extern const struct fmla_backend fmla_backend_cuda;
+extern const struct fmla_backend fmla_backend_portable_cuda;
 #endif
 
 #endif

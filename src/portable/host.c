@@ -5,7 +5,7 @@
 
 enum {
 	ALIGN = 256,
-	MAX_PARTS = 1024,     /* PK_MAX_PARTS of walk.h                            */
+	MAX_PARTS = 1024,     /* PK_MAX_PARTS of plan.h                            */
 	COMBINE_GROUPS = 32,  /* PK_COMBINE_GROUPS of merge.h                      */
 	APPEND_GROUPS = 4096, /* PK_APPEND_GROUPS of merge.h                       */
 	CHUNK_BLOCKS = 32,    /* batch-invariant mode: a split every 2048 tokens   */

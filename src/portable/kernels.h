@@ -4,7 +4,7 @@
 #include "dialect.h"
 
 #include "merge.h"
-#include "walk.h"
+#include "plan.h"
 
 #define PK_TILE_ROWS 16
 #define PK_TILE_KEYS 16             /* their product is PK_ITEMS */

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The portable-cuda backend: the portable kernels as CUDA on NVIDIA GPUs from Turing on, with decode_mma.cu for decode
+ * from sm_80 on.  Tried after the cuda backend, so it serves every GPU that is not Hopper; named in a context's options
+ * it serves Hopper as well.  Everything is enqueued on the caller's stream; nothing waits but FMLA_CHECK_PAGES. */
+#include "host.h"
+#include "kernels_cuda.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_DEVICES = 16, TILES = 3 };
+static const int tile_rows[TILES] = {16, 32, 64};
+
+struct device {
+	int sms, major, minor;
+	bool prepared;
+	int ctas[TILES]; /* of decode_mma that run on an SM at a time; 0: not yet known */
+};
+
+/* What the backend remembers in the context (fmla_ctx.portable_cuda_state). */
+struct state {
+	int devices;
+	struct device device[MAX_DEVICES];
+};
+
+static fmla_status fail_cuda(struct fmla_ctx *ctx, cudaError_t error, const char *what)
+{
+	(void)cudaGetLastError(); /* a launch error must not surface in somebody else's call */
+	return fmla_fail(ctx, FMLA_ERR_DEVICE, "CUDA: %s failed: %s (%s)", what, cudaGetErrorName(error),
+	                 cudaGetErrorString(error));
+}
+
+#define TRY_CUDA(ctx, call)                         \
+	do {                                            \
+		const cudaError_t error_ = (call);          \
+		if (error_ != cudaSuccess)                  \
+			return fail_cuda((ctx), error_, #call); \
+	} while (0)
+
+/* ---- devices ------------------------------------------------------------------------------------------------------- */
+
+/* NULL only without memory. */
+static struct state *state_of(struct fmla_ctx *ctx)
+{
+	struct state *st = ctx->portable_cuda_state;
+	if (st)
+		return st;
+	st = ctx->portable_cuda_state = calloc(1, sizeof(*st));
+	int count = 0;
+	if (cudaGetDeviceCount(&count) != cudaSuccess) {
+		(void)cudaGetLastError();
+		count = 0;
+	}
+	for (int i = 0; st && i < count && i < MAX_DEVICES; i++) {
+		struct device *d = &st->device[st->devices++];
+		cudaDeviceGetAttribute(&d->sms, cudaDevAttrMultiProcessorCount, i);
+		cudaDeviceGetAttribute(&d->major, cudaDevAttrComputeCapabilityMajor, i);
+		cudaDeviceGetAttribute(&d->minor, cudaDevAttrComputeCapabilityMinor, i);
+	}
+	return st;
+}
+
+static bool has_mma(const struct device *d)
+{
+	return d->major >= 8;
+}
+
+static bool is_served(const struct device *d)
+{
+	return d->major * 10 + d->minor >= 75;
+}
+
+static void portable_cuda_release(struct fmla_ctx *ctx)
+{
+	free(ctx->portable_cuda_state);
+	ctx->portable_cuda_state = NULL;
+}
+
+static fmla_status portable_cuda_probe(struct fmla_ctx *ctx, struct fmla_backend_info *info)
+{
+	const struct state *st = state_of(ctx);
+	struct info_text *text = &ctx->info_text[INFO_PORTABLE_CUDA];
+	info->variant = "sm_80 mma.sync";
+	if (!st || st->devices < 1) {
+		info->reason = "no CUDA device or driver";
+		return FMLA_OK;
+	}
+	struct cudaDeviceProp prop;
+	TRY_CUDA(ctx, cudaGetDeviceProperties(&prop, 0));
+	snprintf(text->device_name, sizeof(text->device_name), "%s", prop.name);
+	info->device_name = text->device_name;
+	info->num_workers = st->device[0].sms;
+	info->available = is_served(&st->device[0]);
+	if (!info->available) {
+		snprintf(text->reason, sizeof(text->reason), "built for sm_75 and newer; device 0 has compute capability %d.%d",
+		         st->device[0].major, st->device[0].minor);
+		info->reason = text->reason;
+	} else if (!has_mma(&st->device[0])) {
+		info->variant = "sm_75 scalar";
+		info->reason = "tensor tiles need sm_80";
+	}
+	return FMLA_OK;
+}
+
+static fmla_status check_device(struct fmla_ctx *ctx, int id)
+{
+	const struct state *st = state_of(ctx);
+	if (!st || st->devices < 1)
+		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend portable-cuda: no CUDA device or driver");
+	REQUIRE(ctx, id >= 0 && id < st->devices, "the tensors are on CUDA device %d, this machine has %d", id,
+	        st->devices);
+	if (!is_served(&st->device[id]))
+		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend portable-cuda: device %d has compute capability %d.%d", id,
+		                 st->device[id].major, st->device[id].minor);
+	return FMLA_OK;
+}
+
+/* Makes `id` current and what is behind it ready; `previous` goes back to leave_device. */
+static fmla_status enter_device(struct fmla_ctx *ctx, int id, int *previous)
+{
+	struct device *d = &state_of(ctx)->device[id];
+	TRY_CUDA(ctx, cudaGetDevice(previous));
+	if (*previous != id)
+		TRY_CUDA(ctx, cudaSetDevice(id));
+	for (int t = 0; t < TILES && has_mma(d) && !d->prepared; t++)
+		TRY_CUDA(ctx, fmla_mma_prepare(tile_rows[t], &d->ctas[t]));
+	d->prepared = true;
+	return FMLA_OK;
+}
+
+static fmla_status leave_device(struct fmla_ctx *ctx, int id, int previous, fmla_status status)
+{
+	if (previous != id) {
+		const cudaError_t error = cudaSetDevice(previous);
+		if (status == FMLA_OK && error != cudaSuccess)
+			return fail_cuda(ctx, error, "cudaSetDevice");
+	}
+	return status;
+}
+
+/* p NULL: merge and append, which check their device when they run.  Prepares the device: how many groups it runs at a
+ * time decides about the plan and the workspace. */
+static fmla_status portable_cuda_check(struct fmla_ctx *ctx, const struct problem *p)
+{
+	int previous;
+	TRY(check_device(ctx, p ? p->device.id : 0));
+	if (!p || state_of(ctx)->device[p->device.id].prepared)
+		return FMLA_OK;
+	const fmla_status status = enter_device(ctx, p->device.id, &previous);
+	return leave_device(ctx, p->device.id, previous, status);
+}
+
+static struct pk_target target_of(struct fmla_ctx *ctx, const struct problem *p)
+{
+	const struct device *d = &((const struct state *)ctx->portable_cuda_state)->device[p->device.id];
+	if (!has_mma(d))
+		return (struct pk_target){2 * (int64_t)d->sms, PK_PORTABLE_ROWS};
+	const int t = p->rows <= 16 ? 0 : p->rows <= 32 ? 1 : 2;
+	return (struct pk_target){(int64_t)d->sms * (d->ctas[t] > 0 ? d->ctas[t] : 1), tile_rows[t]};
+}
+
+static int64_t portable_cuda_num_parts(struct fmla_ctx *ctx, const struct problem *p)
+{
+	return pk_num_parts(p, target_of(ctx, p));
+}
+
+static size_t portable_cuda_workspace_size(struct fmla_ctx *ctx, const struct problem *p)
+{
+	return pk_workspace_size(p, target_of(ctx, p));
+}
+
+/* ---- the stages ---------------------------------------------------------------------------------------------------- */
+
+static fmla_status run_generic(struct fmla_ctx *ctx, int id, void *stream, struct pk_call call)
+{
+	int previous;
+	TRY(enter_device(ctx, id, &previous));
+	const cudaError_t error = fmla_generic_launch(&call, stream);
+	return leave_device(ctx, id, previous,
+	                    error == cudaSuccess ? FMLA_OK : fail_cuda(ctx, error, pk_kernel_name[call.kernel]));
+}
+
+static bool even(int64_t a, int64_t b, int64_t c)
+{
+	return a % 2 == 0 && b % 2 == 0 && c % 2 == 0;
+}
+
+static fmla_status run_mma(struct fmla_ctx *ctx, const struct problem *p, const struct pk_call *call)
+{
+	const struct pk_shape *shape = &call->shape.decode;
+	char *const workspace = p->workspace;
+	int shift = 0, previous;
+	while ((int64_t)1 << shift < p->page)
+		shift++;
+	const struct mma_buffers g = {
+	    .q = p->q,
+	    .kv = p->kv,
+	    .table = p->block_table,
+	    .lens = p->cache_seqlens,
+	    .cu = p->cu_seqlens_q,
+	    .sink = p->attn_sink,
+	    .out = p->out,
+	    .lse = p->lse,
+	    .parts = (const struct part *)(const void *)(workspace + shape->ws_parts),
+	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
+	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
+	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
+	    .q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h),
+	    .out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h),
+	};
+	TRY(enter_device(ctx, p->device.id, &previous));
+	const cudaError_t error = fmla_mma_launch(shape, &g, call->groups, p->stream);
+	return leave_device(ctx, p->device.id, previous,
+	                    error == cudaSuccess ? FMLA_OK : fail_cuda(ctx, error, "decode_mma"));
+}
+
+static fmla_status portable_cuda_plan(struct fmla_ctx *ctx, const struct problem *p)
+{
+	return run_generic(ctx, p->device.id, p->stream, pk_plan_call(p, target_of(ctx, p)));
+}
+
+/* FMLA_CHECK_PAGES: the only call that waits for the device.  The answer passes through the workspace. */
+static fmla_status check_pages(struct fmla_ctx *ctx, const struct problem *p)
+{
+	enum cudaStreamCaptureStatus capturing;
+	int32_t answer[3];
+	TRY_CUDA(ctx, cudaStreamIsCapturing(p->stream, &capturing));
+	REQUIRE(ctx, capturing == cudaStreamCaptureStatusNone, "FMLA_CHECK_PAGES waits for the device: not in a graph");
+	TRY(run_generic(ctx, p->device.id, p->stream, pk_pages_call(p, target_of(ctx, p))));
+	TRY_CUDA(ctx, cudaMemcpyAsync(answer, p->workspace, sizeof(answer), cudaMemcpyDeviceToHost, p->stream));
+	TRY_CUDA(ctx, cudaStreamSynchronize(p->stream));
+	return pk_pages_answer(ctx, p, answer);
+}
+
+static fmla_status portable_cuda_decode(struct fmla_ctx *ctx, const struct problem *p)
+{
+	if (p->total_q == 0)
+		return FMLA_OK; /* no row to write */
+	if (p->check_pages)
+		TRY(check_pages(ctx, p));
+	const struct pk_target target = target_of(ctx, p);
+	TRY(run_generic(ctx, p->device.id, p->stream, pk_own_plan_call(p, target)));
+	const struct pk_call call = pk_decode_call(p, target);
+	if (has_mma(&state_of(ctx)->device[p->device.id]))
+		return run_mma(ctx, p, &call);
+	return run_generic(ctx, p->device.id, p->stream, call);
+}
+
+static fmla_status portable_cuda_combine(struct fmla_ctx *ctx, const struct problem *p)
+{
+	if (p->total_q == 0 || !pk_splits_requests(p, target_of(ctx, p)))
+		return FMLA_OK;
+	return run_generic(ctx, p->device.id, p->stream, pk_combine_call(p, target_of(ctx, p)));
+}
+
+static fmla_status portable_cuda_merge(struct fmla_ctx *ctx, const struct merge_problem *p)
+{
+	TRY(check_device(ctx, p->device.id));
+	return run_generic(ctx, p->device.id, p->stream, pk_merge_call(p));
+}
+
+static fmla_status portable_cuda_append(struct fmla_ctx *ctx, const struct append_problem *p)
+{
+	TRY(check_device(ctx, p->device.id));
+	return run_generic(ctx, p->device.id, p->stream, pk_append_call(p));
+}
+
+const struct fmla_backend fmla_backend_portable_cuda = {.name = "portable-cuda",
+                                                        .device_type = FMLA_DEVICE_CUDA,
+                                                        .probe = portable_cuda_probe,
+                                                        .check = portable_cuda_check,
+                                                        .num_parts = portable_cuda_num_parts,
+                                                        .workspace_size = portable_cuda_workspace_size,
+                                                        .plan = portable_cuda_plan,
+                                                        .decode = portable_cuda_decode,
+                                                        .combine = portable_cuda_combine,
+                                                        .merge = portable_cuda_merge,
+                                                        .kv_append = portable_cuda_append,
+                                                        .release = portable_cuda_release};
