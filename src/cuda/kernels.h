@@ -6,6 +6,7 @@
 #define FMLA_KERNELS_H
 
 #include "plan_core.h"
+#include "problem.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
