@@ -5,7 +5,6 @@
 #ifndef FMLA_KERNELS_H
 #define FMLA_KERNELS_H
 
-#include "problem.h"
 #include "plan_core.h"
 #include "problem.h"
 
