@@ -183,7 +183,7 @@ GPU_CHECK_OBJ := $(patsubst %,$(BUILD)/obj/%.o,$(wildcard tests/gpu/*.c))
 $(BUILD)/check_gpu: $(GPU_CHECK_OBJ) $(SHARED_OBJ) $(INNER_LIB)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu)
+check-gpu: $(if $(findstring FMLA_WITH_CUDA,$(CPPFLAGS)),$(BUILD)/check_gpu $(CLI))
 	@status=0; $(MAKE) --no-print-directory check-python-gpu || status=1; tests/gpu/run.sh $(BUILD) && exit $$status
 
 bench: cli

@@ -71,6 +71,7 @@ fi
 if stage portable; then
 	build build/cpu lib cli
 	run 'portable.sh' tests/portable.sh build/cpu
+	run 'portable_mutants.sh' tests/portable_mutants.sh
 fi
 if stage nomp; then # complete without OpenMP, and without optimisation
 	build build/nomp OPENMP=0 OPT=-O0 EXTRA_CFLAGS=-Wno-sign-conversion build/nomp/tests/test_check build/nomp/tests/test_merge build/nomp/tests/test_append

@@ -7,6 +7,9 @@
 #   - C7508 (setmaxnreg ignored) and C7510 - C7520 (wgmma serialised)
 #   - a decode kernel whose shared memory exceeds an SM's
 #   - a decode kernel without wgmma (HGMMA) or tensor-map loads (UTMALDG)
+# and every src/portable/*.cu for the architectures of the portable-cuda backend, and fails on
+#   - a compile error, a register spill
+#   - a decode kernel without mma.sync and cp.async (a static assertion keeps it within 99 KB of shared memory)
 # Prints a line per kernel; the last line is "N passed, N failed".
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-build/cuda_report}
@@ -113,5 +116,38 @@ for file in src/cuda/*.cu; do
 	done <"$base.kernels"
 	[ -s "$base.kernels" ] || bad "$file: the log names no kernel"
 done
+# ---- portable-cuda: the same PTX for every architecture, see PORTABLE_CUDA in the Makefile
+arches='sm_80 sm_86 sm_89 sm_90 sm_100 sm_120'
+for file in src/portable/*.cu; do
+	base=$out/portable_$(basename "$file" .cu)
+	list=$(echo "$arches" | tr ' ' ,)
+	[ "$(basename "$file")" = generic.cu ] && older='-gencode arch=compute_75,code=sm_75' || older=
+	# shellcheck disable=SC2086
+	if ! "$nvcc" -Iinclude -Isrc -O3 -std=c++17 -gencode "arch=compute_80,code=[compute_80,$list]" $older -Xptxas -v \
+		-keep -keep-dir "$out" -c -o "$base.o" "$file" >"$base.log" 2>&1; then
+		cat "$base.log"
+		bad "$file does not compile"
+		continue
+	fi
+	for arch in $arches ${older:+sm_75}; do
+		grep -A3 "for '$arch'" "$base.log" >"$base.$arch"
+		spills=$(awk '/bytes spill/ { n += $5 + $9 } END { print n + 0 }' "$base.$arch")
+		count=$(grep -c 'Compiling entry' "$base.$arch")
+		registers=$(grep -o 'Used [0-9]* reg' "$base.$arch" | awk '$2 > n { n = $2 } END { print n }')
+		line="$file, $arch: $count kernels of at most $registers registers, spills $spills B"
+		if [ "$count" -gt 0 ] && [ "$spills" = 0 ]; then
+			good "$line"
+		else
+			bad "$line"
+		fi
+	done
+done
+ptx=$out/decode_mma.ptx
+if grep -q 'mma.sync.aligned.m16n8k16' "$ptx" && grep -q 'cp.async.cg.shared' "$ptx"; then
+	good "src/portable/decode_mma.cu: mma.sync and cp.async in its PTX"
+else
+	bad "src/portable/decode_mma.cu: no mma.sync or no cp.async in $ptx"
+fi
+
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

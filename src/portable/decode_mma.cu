@@ -63,6 +63,10 @@ struct small {
 	int absent;            /* a page was out of range */
 };
 
+static_assert(tile_of<4, 2>::BYTES + sizeof(struct small) <= 99 << 10 && tile_of<2, 4>::BYTES <= tile_of<4, 2>::BYTES &&
+                  tile_of<1, 4>::BYTES <= tile_of<4, 2>::BYTES,
+              "a CTA has 99 KB on sm_86, sm_89 and sm_120");
+
 /* The next piece with rows in this tile, by one thread. */
 DEV void next_piece(const struct pk_shape &p, const struct mma_buffers &g, int tile, int number, int tile_rows,
                     const struct part &part, const struct current &before, struct current &c)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * check_gpu - every test that needs a GPU, in one program that needs nothing but the driver.
- *     check_gpu [--brief] [--filter TEXT] [--list]
+ *     check_gpu [--backend NAME] [--brief] [--filter TEXT] [--list]
  * Last line: "N passed, N failed"; exit status 1 when something failed or nothing ran.  --brief runs the short list
  * that is meant for compute-sanitizer. */
 #include "gpu.h"
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 static struct {
-	const char *filter;
+	const char *filter, *backend; /* "cuda", "portable-cuda" */
 	bool brief, list;
 	const char *current;
 	int passed, failed;
@@ -132,12 +132,14 @@ int main(int argc, char **argv)
 			run.list = true;
 		else if (strcmp(argv[i], "--filter") == 0 && i + 1 < argc)
 			run.filter = argv[++i];
+		else if (strcmp(argv[i], "--backend") == 0 && i + 1 < argc)
+			run.backend = argv[++i];
 		else
-			return fprintf(stderr, "usage: check_gpu [--brief] [--filter TEXT] [--list]\n"), 2;
+			return fprintf(stderr, "usage: check_gpu [--backend NAME] [--brief] [--filter TEXT] [--list]\n"), 2;
 	}
 	signal(SIGALRM, give_up);
 	fmla_ctx *gpu = NULL;
-	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = "cuda"};
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = run.backend ? run.backend : "cuda"};
 	if (!run.list && fmla_ctx_create(&gpu, &options) != FMLA_OK) {
 		printf("SKIP: no GPU backend here: %s\n0 passed, 0 failed\n", fmla_last_error(gpu));
 		fmla_ctx_destroy(gpu);
