@@ -405,7 +405,14 @@ static PyMethodDef METHODS[] = {
 static int module_exec(PyObject *module)
 {
 	struct state *st = PyModule_GetState(module);
+	static const char *const names[NAMES] = {
+	    [NAME_SHAPE] = "shape",      [NAME_STRIDE] = "stride", [NAME_DTYPE] = "dtype",
+	    [NAME_IS_CUDA] = "is_cuda",  [NAME_IS_CPU] = "is_cpu", [NAME_GET_DEVICE] = "get_device",
+	    [NAME_DATA_PTR] = "data_ptr"};
 	memset(st, 0, sizeof(*st));
+	for (int i = 0; i < NAMES; i++)
+		if (!(st->names[i] = PyUnicode_InternFromString(names[i])))
+			return -1;
 	st->thread_key = PyUnicode_FromFormat("flash_mla.thread.%p", (void *)st);
 	return !st->thread_key || PyModule_AddStringConstant(module, "version", fmla_version_string()) ||
 	               PyModule_AddIntConstant(module, "EMPTY_LSE_NEG_INF", FMLA_EMPTY_LSE_NEG_INF) ||
@@ -434,6 +441,8 @@ static int module_clear(PyObject *module)
 		Py_CLEAR(st->frameworks);
 		Py_CLEAR(st->torch.tensor_type);
 		Py_CLEAR(st->thread_key);
+		for (int i = 0; i < NAMES; i++)
+			Py_CLEAR(st->names[i]);
 		for (int i = 0; i < TYPE_CACHE; i++)
 			Py_CLEAR(st->types[i].type);
 		for (int i = 0; i < DTYPE_CACHE; i++)

@@ -34,6 +34,9 @@ struct torch_entries {
 	PyObject *(*wrap)(const void *handle);
 };
 
+/* Attributes of tensors that are looked up by name in PyTorch before 2.10. */
+enum { NAME_SHAPE, NAME_STRIDE, NAME_DTYPE, NAME_IS_CUDA, NAME_IS_CPU, NAME_GET_DEVICE, NAME_DATA_PTR, NAMES };
+
 struct state {
 	struct {
 		PyObject *type;
@@ -48,8 +51,9 @@ struct state {
 		int looked;
 		int (*is_capturing)(void *stream, int *status); /* cuStreamIsCapturing of the driver in this process, or NULL */
 	} driver;
-	PyObject *frameworks; /* the module flash_mla._frameworks, imported at first need */
-	PyObject *thread_key; /* key of this module's entry in the dictionaries of threads */
+	PyObject *names[NAMES]; /* interned */
+	PyObject *frameworks;   /* the module flash_mla._frameworks, imported at first need */
+	PyObject *thread_key;   /* key of this module's entry in the dictionaries of threads */
 };
 
 /* Calls flash_mla._frameworks.<name>(args); format as in Py_BuildValue, always a tuple. */

@@ -78,7 +78,11 @@ static const struct exchange_table *exchange_of(struct state *st, PyObject *obje
 /* Reads a sequence of integers into v; returns their number or -1. */
 static int read_int64s(PyObject *sequence, int64_t *v, const char *name)
 {
-	PyObject *tuple = sequence ? PySequence_Tuple(sequence) : NULL;
+	PyObject *tuple = NULL;
+	if (sequence && PyTuple_Check(sequence)) /* torch.Size as well */
+		tuple = (Py_INCREF(sequence), sequence);
+	else if (sequence)
+		tuple = PySequence_Tuple(sequence);
 	if (!tuple)
 		return -1;
 	const Py_ssize_t n = PyTuple_Size(tuple);
@@ -149,27 +153,37 @@ static int read_address(PyObject *number, void **data)
 	return PyErr_Occurred() ? -1 : 0;
 }
 
-/* 0 and the device of a torch.device, or -1. */
-static int read_device(PyObject *object, struct fmla_device *device, const char *name)
+/* 1 or 0 of a boolean attribute, or -1. */
+static int read_flag(PyObject *object, PyObject *attribute)
 {
-	PyObject *type = PyObject_GetAttrString(object, "type"), *index = PyObject_GetAttrString(object, "index");
-	int result = -1;
-	if (type && index) {
-		result = 0;
-		if (PyUnicode_CompareWithASCIIString(type, "cpu") == 0)
-			device->type = FMLA_DEVICE_CPU;
-		else if (PyUnicode_CompareWithASCIIString(type, "cuda") == 0)
-			device->type = FMLA_DEVICE_CUDA;
-		else {
-			PyErr_Format(PyExc_TypeError, "%s cannot be taken: it is on device type '%U', not 'cpu' or 'cuda'", name,
-			             type);
-			result = -1;
-		}
-		device->id = index != Py_None && device->type != FMLA_DEVICE_CPU ? (int32_t)PyLong_AsLong(index) : 0;
+	PyObject *value = PyObject_GetAttr(object, attribute);
+	const int flag = value ? PyObject_IsTrue(value) : -1;
+	Py_XDECREF(value);
+	return flag;
+}
+
+/* The device of a PyTorch tensor.  Its `device` would be a new object at each look. */
+static int read_device(struct state *st, PyObject *object, struct fmla_device *device, const char *name)
+{
+	const int cuda = read_flag(object, st->names[NAME_IS_CUDA]);
+	const int cpu = cuda ? 0 : read_flag(object, st->names[NAME_IS_CPU]);
+	if (cuda < 0 || cpu < 0)
+		return -1;
+	if (cpu) {
+		*device = (struct fmla_device){FMLA_DEVICE_CPU, 0};
+		return 0;
 	}
-	Py_XDECREF(type);
-	Py_XDECREF(index);
-	return PyErr_Occurred() ? -1 : result;
+	if (cuda) {
+		PyObject *id = PyObject_CallMethodObjArgs(object, st->names[NAME_GET_DEVICE], NULL);
+		*device = (struct fmla_device){FMLA_DEVICE_CUDA, id ? (int32_t)PyLong_AsLong(id) : 0};
+		Py_XDECREF(id);
+		return PyErr_Occurred() ? -1 : 0;
+	}
+	PyObject *other = PyObject_GetAttrString(object, "device");
+	if (other)
+		PyErr_Format(PyExc_TypeError, "%s cannot be taken: it is on device '%S', not 'cpu' or 'cuda'", name, other);
+	Py_XDECREF(other);
+	return -1;
 }
 
 /* Says which argument an exporter refused, with the first line of its own reason. */
@@ -196,20 +210,20 @@ static int import_attributes(struct state *st, PyObject *object, const char *nam
 {
 	struct fmla_tensor *t = &in->tensor;
 	int result = -1;
-	PyObject *shape = PyObject_GetAttrString(object, "shape"), *strides = PyObject_CallMethod(object, "stride", NULL);
-	PyObject *dtype = PyObject_GetAttrString(object, "dtype"), *device = PyObject_GetAttrString(object, "device");
-	if (shape && strides && dtype && device) {
+	PyObject *shape = PyObject_GetAttr(object, st->names[NAME_SHAPE]);
+	PyObject *strides = PyObject_CallMethodObjArgs(object, st->names[NAME_STRIDE], NULL);
+	PyObject *dtype = PyObject_GetAttr(object, st->names[NAME_DTYPE]);
+	if (shape && strides && dtype) {
 		t->ndim = read_int64s(shape, in->shape, name);
 		if (t->ndim >= 0 && read_int64s(strides, in->strides, name) == t->ndim &&
-		    read_dtype(st, dtype, &t->dtype, name) == 0 && read_device(device, &t->device, name) == 0)
-			result = read_address(PyObject_CallMethod(object, "data_ptr", NULL), &t->data);
+		    read_dtype(st, dtype, &t->dtype, name) == 0 && read_device(st, object, &t->device, name) == 0)
+			result = read_address(PyObject_CallMethodObjArgs(object, st->names[NAME_DATA_PTR], NULL), &t->data);
 	}
 	t->shape = in->shape;
 	t->strides = in->strides;
 	Py_XDECREF(shape);
 	Py_XDECREF(strides);
 	Py_XDECREF(dtype);
-	Py_XDECREF(device);
 	return result && PyErr_ExceptionMatches(PyExc_RuntimeError) ? refused(name) : result; /* a sparse tensor, say */
 }
 
@@ -287,7 +301,7 @@ int import_tensor(struct state *st, PyObject *object, const char *name, int writ
 
 	memset(&in->tensor, 0, sizeof(in->tensor));
 	in->tensor.device.type = FMLA_DEVICE_CPU;
-	if (PyObject_HasAttrString(object, "data_ptr") && PyObject_HasAttrString(object, "stride"))
+	if (PyObject_HasAttr(object, st->names[NAME_DATA_PTR]) && PyObject_HasAttr(object, st->names[NAME_STRIDE]))
 		return import_attributes(st, object, name, in);
 	PyObject *interface = PyObject_GetAttrString(object, "__array_interface__");
 	if (interface && PyDict_Check(interface)) {
