@@ -19,6 +19,8 @@ enum { TILE = 1024 }; /* bytes: 16 rows of 64 */
 /* Tiles 0-3 hold C, 4-5 A, 6-7 B: C[16][16] fp32 += A[16][32] bf16 * B[16 pairs][16][2] bf16. */
 #define TLOAD(reg, p, stride) \
 	__asm__ volatile("tileloadd (%0,%1,1), %%tmm" #reg ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
+#define TLOAD_T1(reg, p, stride) \
+	__asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #reg ::"r"((const void *)(p)), "r"((int64_t)(stride)) : "memory")
 #define TSTORE(reg, p) \
 	__asm__ volatile("tilestored %%tmm" #reg ", (%0,%1,1)" ::"r"((void *)(p)), "r"((int64_t)64) : "memory")
 #define TZERO(reg)   __asm__ volatile("tilezero %%tmm" #reg ::)

@@ -225,12 +225,12 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 		if (width == 2) {
 			TLOAD(4, k[0] + step * 64, stride);
 			if (product != KEEPS_B)
-				TLOAD(6, q, 64);
+				TLOAD_T1(6, q, 64);
 			TURN_C(0);
 			TDP(0, 4, 6);
 			prefetch(a, SHARE_QK);
 			if (product != KEEPS_B)
-				TLOAD(7, q + a->steps * TILE, 64);
+				TLOAD_T1(7, q + a->steps * TILE, 64);
 			TURN_C(1);
 			TDP(1, 4, 7);
 			prefetch(a, SHARE_QK);
@@ -243,7 +243,7 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 			prefetch(a, SHARE_QK);
 		} else {
 			if (product != KEEPS_B)
-				TLOAD(6, q, 64);
+				TLOAD_T1(6, q, 64);
 			TLOAD(4, k[0] + step * 64, stride);
 			TURN_C(0);
 			TDP(0, 4, 6);
