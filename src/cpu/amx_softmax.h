@@ -30,7 +30,7 @@ AMX_FN void rescale_p(struct amx *a, int tile, int strip, __m512 alpha)
 	for (int r = 0; r < strip * 16; r++) {
 		if (f[r % 16] == 1)
 			continue;
-		unsigned char *hi = a->p[0] + tile * STRIPS * TILE + r * 64, *lo = a->p[1] + tile * STRIPS * TILE + r * 64;
+		unsigned char *hi = a->p[0] + tile * a->strips * TILE + r * 64, *lo = a->p[1] + tile * a->strips * TILE + r * 64;
 		const __m512 by = _mm512_set1_ps(f[r % 16]);
 		__m512 x, y, xl, yl;
 		from_bf16(_mm512_load_si512(hi), &y, &x);
@@ -60,7 +60,7 @@ AMX_FN __attribute__((noinline)) void raise_maximum(struct amx *a, const struct 
 	const __m512 alpha = _mm512_mask_mov_ps(_mm512_set1_ps(1.f), grew, exp2_ps(change));
 	_mm512_store_ps(m, _mm512_mask_mov_ps(old, grew, top));
 	_mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), alpha));
-	rescale_p(a, tile, (int)(f->p / TILE) - tile * STRIPS, alpha);
+	rescale_p(a, tile, (int)(f->p / TILE) - tile * a->strips, alpha);
 	if (a->started)
 		rescale_o(a, tile, alpha);
 }
@@ -157,7 +157,7 @@ AMX_FN void soft_queue(struct amx *a, struct soft *f, const struct block *b, int
 	f->s = (float *)s;
 	f->tile = tile;
 	f->scale = a->w->p->scale;
-	f->p = (tile * STRIPS + key / 32) * TILE;
+	f->p = (tile * a->strips + key / 32) * TILE;
 	if (key + 32 <= b->keys && a->lo[tile] <= t0 && t0 + 32 <= a->hi[tile])
 		return;
 	const __m512i lo = _mm512_loadu_si512(a->w->lo + tile * 16), hi = _mm512_loadu_si512(a->w->hi + tile * 16);

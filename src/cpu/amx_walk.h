@@ -8,9 +8,9 @@
 #include "cpu.h"
 
 enum {
-	KEYS = 128,         /* keys of a block */
-	STRIPS = KEYS / 32, /* steps of PV per block */
+	KEYS = 256,         /* keys of a block, at most */
 	GROUPS = KEYS / 16, /* A tiles of K per block */
+	STREAMS = 8,        /* groups of 16 keys that the prefetch walks side by side */
 	PANELS = D_V / 32,  /* a panel is one line of each V row */
 	MAX_TILES = ROW_TILE / 16,
 	ROW_BYTES = D_QK * 2, /* pitch of copied K rows */
@@ -40,10 +40,10 @@ struct soft {
 	int tile;
 };
 
-/* The next block on its way into the caches: one line of each of its groups of 16 keys at a time. */
+/* The next block on its way into the caches: one line of each of STREAMS groups of 16 keys at a time. */
 struct prefetch {
-	const unsigned char *at[16][GROUPS];
-	int row, line;
+	const unsigned char *at[KEYS / STREAMS][STREAMS]; /* 16 rows of the first groups, then of the next */
+	int row, rows, line;
 	int due, whole; /* a line of each group is due each `whole` */
 };
 
@@ -51,6 +51,7 @@ struct amx {
 	struct walk *w;
 	int fp16, units, tiles; /* units of rows; 16-row tiles */
 	int steps;              /* k steps of QK = lines of a K row */
+	int keys, strips;       /* keys of a block; 32 of them are a step of PV */
 	int started;            /* O holds something */
 	struct pass last;
 	struct soft soft[2];                  /* of the pass before, while the next one runs */
@@ -61,7 +62,7 @@ struct amx {
 	unsigned char *s;       /* two passes */
 	unsigned char *p[2];    /* [hi, lo]: [tile][strips] A tiles */
 	unsigned char *v;       /* a panel: [hi, lo][lower, upper dims][strips] tiles */
-	unsigned char *o;       /* [unit][panel][tile][lower, upper dims] C tiles */
+	unsigned char *o;       /* [panel][tile][lower, upper dims] C tiles */
 	unsigned char *copy[2]; /* K copied where the page cannot be read in place */
 };
 
@@ -70,9 +71,10 @@ static inline int unit_width(const struct amx *a, int unit)
 	return unit * 2 + 1 < a->tiles ? 2 : 1;
 }
 
+/* O lies in the order in which PV walks it: panel by panel, 2 KiB a tile of rows. */
 static inline unsigned char *o_tiles(const struct amx *a, int unit, int panel)
 {
-	return a->o + ((int64_t)unit * PANELS * 4 + panel * unit_width(a, unit) * 2) * TILE;
+	return a->o + (panel * a->tiles + unit * 2) * 2 * TILE;
 }
 
 #endif

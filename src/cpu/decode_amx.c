@@ -19,6 +19,8 @@
  * Never    reads a table entry past the last visible key; V rows that no row of the walk sees enter as zeros. */
 #if defined(__x86_64__)
 
+#include "amx_prefetch.h"
+#include "amx_pv.h"
 #include "amx_softmax.h"
 #include "avx512.h"
 
@@ -34,6 +36,8 @@ static int row_tiles(int64_t rows)
 static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsigned char *base)
 {
 	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows);
+	a->keys = KEYS / parts; /* two copies of 256 keys of K would not stay in L2 */
+	a->strips = a->keys / 32;
 	size_t at = (sizeof *a + 4095) & ~(size_t)4095;
 #define TAKE(field, bytes)                                          \
 	do {                                                            \
@@ -43,12 +47,12 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	TAKE(o, tiles * PANELS * 2 * TILE);
 	for (int i = 0; i < parts; i++) {
 		TAKE(q[i], tiles * (p->d_qk / 32) * TILE);
-		TAKE(p[i], tiles * STRIPS * TILE);
+		TAKE(p[i], tiles * a->strips * TILE);
 	}
 	TAKE(s, 2 * PASS);
-	TAKE(v, parts * KEYS * 64);
+	TAKE(v, parts * a->keys * 64);
 	for (int i = 0; i < 2; i++)
-		TAKE(copy[i], parts * KEYS * ROW_BYTES);
+		TAKE(copy[i], parts * a->keys * ROW_BYTES);
 #undef TAKE
 	return (at + 4095) & ~(size_t)4095;
 }
@@ -95,7 +99,7 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	const struct problem *p = w->p;
 	const int64_t left = w->end - start;
 	b->start = start;
-	b->keys = left < KEYS ? (int)left : KEYS;
+	b->keys = left < a->keys ? (int)left : a->keys;
 	const int rows = (b->keys + 31) / 32 * 32;
 	const int aligned = (uintptr_t)p->kv % LINE == 0 && (p->kv_page | p->kv_token | p->kv_head) * 2 % LINE == 0;
 	if (!a->fp16 && aligned && p->page % 16 == 0 && start >= w->low) {
@@ -104,7 +108,7 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 			b->k[0][g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[0][g - 1];
 		return;
 	}
-	unsigned char *hi = a->copy[side], *lo = hi + KEYS * ROW_BYTES;
+	unsigned char *hi = a->copy[side], *lo = hi + a->keys * ROW_BYTES;
 	b->stride = ROW_BYTES;
 	for (int g = 0; g < GROUPS; g++) {
 		b->k[0][g] = hi + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
@@ -124,62 +128,7 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	}
 }
 
-/* ---- prefetch of the next block ------------------------------------------------------------------------------ */
-
-/* What a tile product of QK, a row of P tiles in PV and four pairs of rows in packing carry of a block's prefetch.  They
- * are spread evenly: a core has 16 buffers for lines on their way to L1, a line from memory holds one for 100 ns and
- * more, and when all are held the loads of the products wait.  Several groups at a time let the L2 prefetcher run ahead
- * in each of them, so that most lines come from L2 already, and the last fifth of a group without being asked for:
- * paced for all of it, two threads with 16 rows are 7 % slower. */
-enum { SHARE_QK = 16, SHARE_PV = 16, SHARE_PACK = 5 };
-
-static int prefetch_shares(const struct amx *a, int products)
-{
-	const int qk = SHARE_QK * a->tiles * GROUPS * a->steps / 2, pv = SHARE_PV * a->tiles * STRIPS * PANELS;
-	const int pack = SHARE_PACK * KEYS / 8 * PANELS;
-	return (products * (qk + pv) + (products > 1 ? 2 : 1) * pack) / 4 * 5;
-}
-
-AMX_FN void prefetch_from(struct amx *a, int64_t start)
-{
-	struct prefetch *f = &a->ahead;
-	const struct problem *p = a->w->p;
-	const int64_t last = a->w->end - 1;
-	f->row = start <= last ? 0 : 16;
-	f->line = 0;
-	f->due = 0;
-	for (int g = 0; g < GROUPS && start <= last; g++)
-		for (int row = 0; row < 16; row++) {
-			const int64_t t = start + g * 16 + row;
-			if (row > 0 && p->page % 16 == 0)
-				f->at[row][g] = f->at[row - 1][g] + p->kv_token * 2;
-			else
-				f->at[row][g] = cpu_key(a->w, t < last ? t : last);
-		}
-}
-
-AMX_INLINE void prefetch(struct amx *a, int share)
-{
-	struct prefetch *f = &a->ahead;
-	f->due += share * 16 * a->steps;
-	if (f->due < f->whole || f->row == 16)
-		return;
-	f->due -= f->whole;
-#pragma GCC unroll 8
-	for (int g = 0; g < GROUPS; g++)
-		_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T0);
-	if (++f->line == a->steps) {
-		f->line = 0;
-		f->row++;
-	}
-}
-
 /* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */
-
-/* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only.  The second keeps B in its tiles:
- * all products of a step go through L1 together, A and B being read from L2 once. */
-static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
-enum { KEEPS_B = 1 };
 
 /* Stores C number `reg` of the last pass where it still lies in tiles.  In memory: [32 keys of a tile][tile or the next
  * 32 keys]; the wide pass has its tiles in the order keys, rows. */
@@ -224,12 +173,12 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 		const unsigned char *q = a->q[side_b[product]] + (now->unit * 2 * a->steps + step) * TILE;
 		if (width == 2) {
 			TLOAD(4, k[0] + step * 64, stride);
-			if (product != KEEPS_B)
+			if (product != 1)
 				TLOAD_T1(6, q, 64);
 			TURN_C(0);
 			TDP(0, 4, 6);
 			prefetch(a, SHARE_QK);
-			if (product != KEEPS_B)
+			if (product != 1)
 				TLOAD_T1(7, q + a->steps * TILE, 64);
 			TURN_C(1);
 			TDP(1, 4, 7);
@@ -242,7 +191,7 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 			TDP(3, 5, 7);
 			prefetch(a, SHARE_QK);
 		} else {
-			if (product != KEEPS_B)
+			if (product != 1)
 				TLOAD_T1(6, q, 64);
 			TLOAD(4, k[0] + step * 64, stride);
 			TURN_C(0);
@@ -300,98 +249,6 @@ AMX_INLINE void finish_last(struct amx *a, int fp16)
 	a->last.state = PASS_NONE;
 }
 
-/* ---- O += P V ------------------------------------------------------------------------------------------------ */
-
-/* Interleaves the rows of one panel in pairs: B tiles of the panel's lower and upper dims (by the order of punpck: the
- * dims of O come out permuted, see row_amx).  Rows past the last key become zeros. */
-AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int strips, int fp16)
-{
-	const __m512i zero = _mm512_setzero_si512();
-	const int whole = b->keys / 2;
-	for (int part = 0; part <= fp16; part++) {
-		unsigned char *lower = a->v + part * KEYS * 64, *upper = lower + STRIPS * TILE;
-		for (int r = 0; r < strips * 16; r++) {
-			if (r % 4 == 0)
-				prefetch(a, SHARE_PACK);
-			const unsigned char *row = b->k[part][r / 8] + (r % 8 * 2) * b->stride + panel * 64;
-			const __m512i x = r < whole || 2 * r < b->keys ? _mm512_load_si512(row) : zero;
-			const __m512i y = r < whole ? _mm512_load_si512(row + b->stride) : zero;
-			_mm512_store_si512(lower + r * 64, _mm512_unpacklo_epi16(x, y));
-			_mm512_store_si512(upper + r * 64, _mm512_unpackhi_epi16(x, y));
-		}
-	}
-}
-
-/* Stores the C before (`from`) and starts the next (`to`). */
-#define NEXT_C(reg, from, to)   \
-	do {                        \
-		if (from)               \
-			TSTORE(reg, from);  \
-		if (a->started)         \
-			TLOAD(reg, to, 64); \
-		else                    \
-			TZERO(reg);         \
-	} while (0)
-#define NOTHING ((unsigned char *)NULL)
-
-AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
-{
-	const int strips = (b->keys + 31) / 32;
-	unsigned char *from = NULL;
-	int from_wide = 0;
-	for (int panel = 0; panel < PANELS; panel++) {
-		pack_panel(a, b, panel, strips, products > 1);
-		for (int unit = 0; unit < a->units; unit++) {
-			const int wide = unit_width(a, unit) == 2;
-			unsigned char *to = o_tiles(a, unit, panel);
-			for (int k = 0; k < strips; k++) {
-#pragma GCC unroll 3
-				for (int product = 0; product < products; product++) {
-					const unsigned char *p0 = a->p[side_a[product]] + (unit * 2 * STRIPS + k) * TILE;
-					const unsigned char *v0 = a->v + side_b[product] * KEYS * 64 + k * TILE;
-					const int turn = product == 0 && k == 0;
-					TLOAD(4, p0, 64);
-					if (product != KEEPS_B)
-						TLOAD(6, v0, 64);
-					if (turn)
-						NEXT_C(0, from, to);
-					TDP(0, 4, 6);
-					if (product != KEEPS_B)
-						TLOAD(7, v0 + STRIPS * TILE, 64);
-					if (turn)
-						NEXT_C(1, from ? from + TILE : NULL, to + TILE);
-					TDP(1, 4, 7);
-					prefetch(a, SHARE_PV);
-					if (wide)
-						TLOAD(5, p0 + STRIPS * TILE, 64);
-					if (turn && from_wide) {
-						TSTORE(2, from + 2 * TILE);
-						TSTORE(3, from + 3 * TILE);
-					}
-					if (turn && wide) {
-						NEXT_C(2, NOTHING, to + 2 * TILE);
-						NEXT_C(3, NOTHING, to + 3 * TILE);
-					}
-					if (wide) {
-						TDP(2, 5, 6);
-						TDP(3, 5, 7);
-						prefetch(a, SHARE_PV);
-					}
-				}
-			}
-			from = to;
-			from_wide = wide;
-		}
-	}
-	TSTORE(0, from);
-	TSTORE(1, from + TILE);
-	if (from_wide) {
-		TSTORE(2, from + 2 * TILE);
-		TSTORE(3, from + 3 * TILE);
-	}
-	a->started = 1;
-}
-
 /* ---- the walk ------------------------------------------------------------------------------------------------ */
 
 /* `products` is a constant, so that each type gets its own loops. */
@@ -400,10 +257,10 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 	struct walk *w = a->w;
 	int side = 0, turn = 0;
 	a->ahead.whole = prefetch_shares(a, products);
-	for (int64_t start = w->begin; start < w->end; start += KEYS, side ^= 1) {
+	for (int64_t start = w->begin; start < w->end; start += a->keys, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
-		prefetch_from(a, start + KEYS);
+		prefetch_from(a, start + a->keys);
 		for (int group = 0; group * 16 < b->keys; group += 2)
 			for (int unit = 0; unit < a->units; unit++) {
 				const int width = unit_width(a, unit);

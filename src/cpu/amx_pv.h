@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * amx_pv.h - O += P V for one block of keys: panel by panel of 32 dims, unit by unit of 32 rows.
+ *
+ * L1       48 KiB hold the panel of V (16 KiB) and O on its way, nothing else: P passes by with tileloaddt1, O of the
+ *          next pass is prefetched, the next panel is packed into the place of the one in use, strip by strip, while the
+ *          last unit leaves it.
+ * Turn     no tile load passes a tile store whose data is not there yet, 52 clocks after its product.  Five registers
+ *          take turns as C: the first C of a pass is loaded in the pass before, and a C is stored four products after
+ *          its last one. */
+#ifndef FMLA_AMX_PV_H
+#define FMLA_AMX_PV_H
+
+#include "amx_prefetch.h"
+
+/* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only. */
+static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
+
+/* A panel's V in pairs of rows: B tiles of its lower and upper dims (by the order of punpck: the dims of O come out
+ * permuted, see row_amx).  This packs 4 of the 16 pairs of a strip; rows past the last key become zeros. */
+AMX_INLINE void pack_quarter(struct amx *a, const struct block *b, int panel, int strip, int quarter, int fp16)
+{
+	const __m512i zero = _mm512_setzero_si512();
+	for (int part = 0; part <= fp16; part++) {
+		unsigned char *lower = a->v + part * a->keys * 64, *upper = lower + a->strips * TILE;
+		const unsigned char *row = b->k[part][strip * 2 + quarter / 2] + quarter % 2 * 8 * b->stride + panel * 64;
+		const int first = strip * 16 + quarter * 4;
+		prefetch(a, SHARE_PACK);
+#pragma GCC unroll 4
+		for (int r = first; r < first + 4; r++, row += 2 * b->stride) {
+			const __m512i x = 2 * r < b->keys ? _mm512_load_si512(row) : zero;
+			const __m512i y = 2 * r + 1 < b->keys ? _mm512_load_si512(row + b->stride) : zero;
+			_mm512_store_si512(lower + r * 64, _mm512_unpacklo_epi16(x, y));
+			_mm512_store_si512(upper + r * 64, _mm512_unpackhi_epi16(x, y));
+		}
+	}
+}
+
+/* A pass: one panel of one unit. */
+struct pv_pass {
+	const struct block *b;
+	unsigned char *from, *to, *next; /* C tiles of the pass before (NULL: none), this and the next one */
+	int unit, strips;
+	int pack; /* panel to pack behind this pass, or PANELS */
+};
+
+#define START_C(reg, p)        \
+	do {                       \
+		if (a->started)        \
+			TLOAD(reg, p, 64); \
+		else                   \
+			TZERO(reg);        \
+	} while (0)
+
+/* What follows product `q` of a step: a share of the next block, of the next pass's O, of the next panel. */
+AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int q, int pack, int fp16)
+{
+	if (q % 2)
+		prefetch(a, SHARE_PV);
+	if (step < 8) {
+		_mm_prefetch((const char *)n->next + (step * 8 + q * 2) * LINE, _MM_HINT_T0);
+		_mm_prefetch((const char *)n->next + (step * 8 + q * 2 + 1) * LINE, _MM_HINT_T0);
+	}
+	if (pack >= 0 && n->pack < PANELS)
+		pack_quarter(a, n->b, n->pack, pack, q, fp16);
+}
+
+/* Two tiles of rows by two of dims.  o0 .. o3: where C of the pass before lies; x: the first C of this pass.  C of this
+ * pass lies in x, o2, o0, o1 then, and the first C of the next one in o3. */
+#define PV_STORE(reg, number)                       \
+	do {                                            \
+		if (n->from)                                \
+			TSTORE(reg, n->from + (number) * TILE); \
+	} while (0)
+#define PV_PASS(o0, o1, o2, o3, x)                                                                        \
+	do {                                                                                                  \
+		for (int k = 0, step = 0; k < n->strips; k++)                                                     \
+			_Pragma("GCC unroll 3") for (int product = 0; product < products; product++, step++)          \
+			{                                                                                             \
+				const unsigned char *p0 = a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE;   \
+				const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;               \
+				const int pack = product == 0 ? k - 1 : -1;                                               \
+				TLOAD_T1(4, p0, 64);                                                                      \
+				TLOAD(6, v0, 64);                                                                         \
+				TLOAD_T1(5, p0 + a->strips * TILE, 64);                                                   \
+				TDP(x, 4, 6);                                                                             \
+				pv_between(a, n, step, 0, pack, products > 1);                                            \
+				if (step == 0) {                                                                          \
+					PV_STORE(o0, 0);                                                                      \
+					START_C(o0, n->to + 2 * TILE);                                                        \
+				}                                                                                         \
+				TDP(o0, 5, 6);                                                                            \
+				pv_between(a, n, step, 1, pack, products > 1);                                            \
+				TLOAD(6, v0 + a->strips * TILE, 64);                                                      \
+				if (step == 0) {                                                                          \
+					PV_STORE(o2, 2);                                                                      \
+					START_C(o2, n->to + TILE);                                                            \
+				}                                                                                         \
+				TDP(o2, 4, 6);                                                                            \
+				pv_between(a, n, step, 2, pack, products > 1);                                            \
+				if (step == 0) {                                                                          \
+					PV_STORE(o1, 1);                                                                      \
+					START_C(o1, n->to + 3 * TILE);                                                        \
+				}                                                                                         \
+				TDP(o1, 5, 6);                                                                            \
+				pv_between(a, n, step, 3, pack, products > 1);                                            \
+				if (step == 0) {                                                                          \
+					PV_STORE(o3, 3);                                                                      \
+					START_C(o3, n->next);                                                                 \
+				}                                                                                         \
+			}                                                                                             \
+		for (int q = 0; q < 4; q++)                                                                       \
+			pv_between(a, n, 8, q, n->strips - 1, products > 1);                                          \
+	} while (0)
+
+/* The registers of the last pass's C go round in five phases. */
+AMX_INLINE int pv_wide(struct amx *a, const struct pv_pass *n, int phase, int products)
+{
+	switch (phase) {
+	case 0:
+		PV_PASS(0, 1, 2, 3, 7);
+		return 1;
+	case 1:
+		PV_PASS(7, 2, 0, 1, 3);
+		return 2;
+	case 2:
+		PV_PASS(3, 0, 7, 2, 1);
+		return 3;
+	case 3:
+		PV_PASS(1, 7, 3, 0, 2);
+		return 4;
+	default:
+		PV_PASS(2, 3, 1, 7, 0);
+		return 0;
+	}
+}
+
+#define STORE_4(c0, c1, c2, c3, p)   \
+	do {                             \
+		TSTORE(c0, p);               \
+		TSTORE(c1, (p) + TILE);      \
+		TSTORE(c2, (p) + 2 * TILE);  \
+		TSTORE(c3, (p) + 3 * TILE);  \
+	} while (0)
+AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
+{
+	switch (phase) {
+	case 0:
+		STORE_4(0, 1, 2, 3, from);
+		return;
+	case 1:
+		STORE_4(7, 2, 0, 1, from);
+		return;
+	case 2:
+		STORE_4(3, 0, 7, 2, from);
+		return;
+	case 3:
+		STORE_4(1, 7, 3, 0, from);
+		return;
+	default:
+		STORE_4(2, 3, 1, 7, from);
+	}
+}
+
+/* One tile of rows by two of dims, the last unit when the number of tiles is odd. */
+AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
+{
+	START_C(0, n->to);
+	START_C(1, n->to + TILE);
+	for (int k = 0, step = 0; k < n->strips; k++)
+#pragma GCC unroll 3
+		for (int product = 0; product < products; product++, step++) {
+			const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;
+			const int pack = product == 0 ? k - 1 : -1;
+			TLOAD_T1(4, a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE, 64);
+			TLOAD(6, v0, 64);
+			TDP(0, 4, 6);
+			pv_between(a, n, step, 0, pack, products > 1);
+			pv_between(a, n, step, 2, pack, products > 1);
+			TLOAD(7, v0 + a->strips * TILE, 64);
+			TDP(1, 4, 7);
+			pv_between(a, n, step, 1, pack, products > 1);
+			if (pack >= 0 && n->pack < PANELS)
+				pack_quarter(a, n->b, n->pack, pack, 3, products > 1);
+		}
+	for (int q = 0; q < 4; q++)
+		pv_between(a, n, 8, q, n->strips - 1, products > 1);
+	TSTORE(0, n->to);
+	TSTORE(1, n->to + TILE);
+}
+
+AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
+{
+	struct pv_pass now = {.b = b, .strips = (b->keys + 31) / 32};
+	int phase = 0;
+	for (int i = 0; i < now.strips * 4; i++)
+		pack_quarter(a, b, 0, i / 4, i % 4, products > 1);
+	for (int panel = 0; panel < PANELS; panel++)
+		for (now.unit = 0; now.unit < a->units; now.unit++) {
+			const int last = now.unit + 1 == a->units;
+			now.to = o_tiles(a, now.unit, panel);
+			now.next = !last ? now.to + 4 * TILE : panel + 1 < PANELS ? o_tiles(a, 0, panel + 1) : now.to;
+			now.pack = last ? panel + 1 : PANELS;
+			if (unit_width(a, now.unit) == 2) {
+				if (!now.from)
+					START_C(7, now.to);
+				phase = pv_wide(a, &now, now.from ? phase : 0, products);
+				now.from = now.to;
+				continue;
+			}
+			if (now.from)
+				pv_store_wide(now.from, phase);
+			now.from = NULL;
+			pv_narrow(a, &now, products);
+		}
+	if (now.from)
+		pv_store_wide(now.from, phase);
+	a->started = 1;
+}
+
+#endif
