@@ -27,6 +27,7 @@ AMX_FN void prefetch_from(struct amx *a, int64_t start)
 	const int64_t last = a->w->end - 1;
 	f->rows = start <= last ? a->keys / STREAMS : 0;
 	f->row = 0;
+	f->far = a->tiles > 4; /* with many rows L1 has no room for what comes next */
 	f->line = 0;
 	f->due = 0;
 	for (int row = 0; row < f->rows; row++)
@@ -48,7 +49,10 @@ AMX_INLINE void prefetch(struct amx *a, int share)
 	f->due -= f->whole;
 #pragma GCC unroll 8
 	for (int g = 0; g < STREAMS; g++)
-		_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T0);
+		if (f->far)
+			_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T1);
+		else
+			_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T0);
 	if (++f->line == a->steps) {
 		f->line = 0;
 		f->row++;

@@ -36,6 +36,14 @@ AMX_INLINE void pack_quarter(struct amx *a, const struct block *b, int panel, in
 	}
 }
 
+AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int fp16)
+{
+	for (int strip = 0; strip * 32 < b->keys; strip++)
+#pragma GCC unroll 4
+		for (int quarter = 0; quarter < 4; quarter++)
+			pack_quarter(a, b, panel, strip, quarter, fp16);
+}
+
 /* A pass: one panel of one unit. */
 struct pv_pass {
 	const struct block *b;
@@ -67,50 +75,50 @@ AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int
 
 /* Two tiles of rows by two of dims.  o0 .. o3: where C of the pass before lies; x: the first C of this pass.  C of this
  * pass lies in x, o2, o0, o1 then, and the first C of the next one in o3. */
-#define PV_STORE(reg, number)                       \
-	do {                                            \
-		if (n->from)                                \
-			TSTORE(reg, n->from + (number) * TILE); \
+#define PV_STORE(reg, number)                     \
+	do {                                          \
+		if (n->from)                              \
+			TSTORE(reg, n->from + (number)*TILE); \
 	} while (0)
-#define PV_PASS(o0, o1, o2, o3, x)                                                                        \
-	do {                                                                                                  \
-		for (int k = 0, step = 0; k < n->strips; k++)                                                     \
-			_Pragma("GCC unroll 3") for (int product = 0; product < products; product++, step++)          \
-			{                                                                                             \
-				const unsigned char *p0 = a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE;   \
-				const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;               \
-				const int pack = product == 0 ? k - 1 : -1;                                               \
-				TLOAD_T1(4, p0, 64);                                                                      \
-				TLOAD(6, v0, 64);                                                                         \
-				TLOAD_T1(5, p0 + a->strips * TILE, 64);                                                   \
-				TDP(x, 4, 6);                                                                             \
-				pv_between(a, n, step, 0, pack, products > 1);                                            \
-				if (step == 0) {                                                                          \
-					PV_STORE(o0, 0);                                                                      \
-					START_C(o0, n->to + 2 * TILE);                                                        \
-				}                                                                                         \
-				TDP(o0, 5, 6);                                                                            \
-				pv_between(a, n, step, 1, pack, products > 1);                                            \
-				TLOAD(6, v0 + a->strips * TILE, 64);                                                      \
-				if (step == 0) {                                                                          \
-					PV_STORE(o2, 2);                                                                      \
-					START_C(o2, n->to + TILE);                                                            \
-				}                                                                                         \
-				TDP(o2, 4, 6);                                                                            \
-				pv_between(a, n, step, 2, pack, products > 1);                                            \
-				if (step == 0) {                                                                          \
-					PV_STORE(o1, 1);                                                                      \
-					START_C(o1, n->to + 3 * TILE);                                                        \
-				}                                                                                         \
-				TDP(o1, 5, 6);                                                                            \
-				pv_between(a, n, step, 3, pack, products > 1);                                            \
-				if (step == 0) {                                                                          \
-					PV_STORE(o3, 3);                                                                      \
-					START_C(o3, n->next);                                                                 \
-				}                                                                                         \
-			}                                                                                             \
-		for (int q = 0; q < 4; q++)                                                                       \
-			pv_between(a, n, 8, q, n->strips - 1, products > 1);                                          \
+#define PV_PASS(o0, o1, o2, o3, x)                                                                      \
+	do {                                                                                                \
+		for (int k = 0, step = 0; k < n->strips; k++)                                                   \
+			_Pragma("GCC unroll 3") for (int product = 0; product < products; product++, step++)        \
+			{                                                                                           \
+				const unsigned char *p0 = a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE; \
+				const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;             \
+				const int pack = product == 0 ? k - 1 : -1;                                             \
+				TLOAD_T1(4, p0, 64);                                                                    \
+				TLOAD(6, v0, 64);                                                                       \
+				TLOAD_T1(5, p0 + a->strips * TILE, 64);                                                 \
+				TDP(x, 4, 6);                                                                           \
+				pv_between(a, n, step, 0, pack, products > 1);                                          \
+				if (step == 0) {                                                                        \
+					PV_STORE(o0, 0);                                                                    \
+					START_C(o0, n->to + 2 * TILE);                                                      \
+				}                                                                                       \
+				TDP(o0, 5, 6);                                                                          \
+				pv_between(a, n, step, 1, pack, products > 1);                                          \
+				TLOAD(6, v0 + a->strips * TILE, 64);                                                    \
+				if (step == 0) {                                                                        \
+					PV_STORE(o2, 2);                                                                    \
+					START_C(o2, n->to + TILE);                                                          \
+				}                                                                                       \
+				TDP(o2, 4, 6);                                                                          \
+				pv_between(a, n, step, 2, pack, products > 1);                                          \
+				if (step == 0) {                                                                        \
+					PV_STORE(o1, 1);                                                                    \
+					START_C(o1, n->to + 3 * TILE);                                                      \
+				}                                                                                       \
+				TDP(o1, 5, 6);                                                                          \
+				pv_between(a, n, step, 3, pack, products > 1);                                          \
+				if (step == 0) {                                                                        \
+					PV_STORE(o3, 3);                                                                    \
+					START_C(o3, n->next);                                                               \
+				}                                                                                       \
+			}                                                                                           \
+		for (int q = 0; q < 4; q++)                                                                     \
+			pv_between(a, n, 8, q, n->strips - 1, products > 1);                                        \
 	} while (0)
 
 /* The registers of the last pass's C go round in five phases. */
@@ -135,12 +143,12 @@ AMX_INLINE int pv_wide(struct amx *a, const struct pv_pass *n, int phase, int pr
 	}
 }
 
-#define STORE_4(c0, c1, c2, c3, p)   \
-	do {                             \
-		TSTORE(c0, p);               \
-		TSTORE(c1, (p) + TILE);      \
-		TSTORE(c2, (p) + 2 * TILE);  \
-		TSTORE(c3, (p) + 3 * TILE);  \
+#define STORE_4(c0, c1, c2, c3, p)  \
+	do {                            \
+		TSTORE(c0, p);              \
+		TSTORE(c1, (p) + TILE);     \
+		TSTORE(c2, (p) + 2 * TILE); \
+		TSTORE(c3, (p) + 3 * TILE); \
 	} while (0)
 AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
 {
@@ -162,39 +170,33 @@ AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
 	}
 }
 
-/* One tile of rows by two of dims, the last unit when the number of tiles is odd. */
+/* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd. */
 AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 {
 	START_C(0, n->to);
 	START_C(1, n->to + TILE);
-	for (int k = 0, step = 0; k < n->strips; k++)
+	for (int k = 0; k < n->strips; k++)
 #pragma GCC unroll 3
-		for (int product = 0; product < products; product++, step++) {
+		for (int product = 0; product < products; product++) {
 			const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;
-			const int pack = product == 0 ? k - 1 : -1;
-			TLOAD_T1(4, a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE, 64);
+			TLOAD(4, a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE, 64);
 			TLOAD(6, v0, 64);
 			TDP(0, 4, 6);
-			pv_between(a, n, step, 0, pack, products > 1);
-			pv_between(a, n, step, 2, pack, products > 1);
 			TLOAD(7, v0 + a->strips * TILE, 64);
 			TDP(1, 4, 7);
-			pv_between(a, n, step, 1, pack, products > 1);
-			if (pack >= 0 && n->pack < PANELS)
-				pack_quarter(a, n->b, n->pack, pack, 3, products > 1);
+			prefetch(a, SHARE_PV);
 		}
-	for (int q = 0; q < 4; q++)
-		pv_between(a, n, 8, q, n->strips - 1, products > 1);
 	TSTORE(0, n->to);
 	TSTORE(1, n->to + TILE);
+	if (n->pack < PANELS)
+		pack_panel(a, n->b, n->pack, products > 1);
 }
 
 AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
 {
 	struct pv_pass now = {.b = b, .strips = (b->keys + 31) / 32};
 	int phase = 0;
-	for (int i = 0; i < now.strips * 4; i++)
-		pack_quarter(a, b, 0, i / 4, i % 4, products > 1);
+	pack_panel(a, b, 0, products > 1);
 	for (int panel = 0; panel < PANELS; panel++)
 		for (now.unit = 0; now.unit < a->units; now.unit++) {
 			const int last = now.unit + 1 == a->units;

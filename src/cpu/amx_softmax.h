@@ -30,7 +30,8 @@ AMX_FN void rescale_p(struct amx *a, int tile, int strip, __m512 alpha)
 	for (int r = 0; r < strip * 16; r++) {
 		if (f[r % 16] == 1)
 			continue;
-		unsigned char *hi = a->p[0] + tile * a->strips * TILE + r * 64, *lo = a->p[1] + tile * a->strips * TILE + r * 64;
+		unsigned char *hi = a->p[0] + tile * a->strips * TILE + r * 64,
+		              *lo = a->p[1] + tile * a->strips * TILE + r * 64;
 		const __m512 by = _mm512_set1_ps(f[r % 16]);
 		__m512 x, y, xl, yl;
 		from_bf16(_mm512_load_si512(hi), &y, &x);

@@ -44,6 +44,7 @@ struct soft {
 struct prefetch {
 	const unsigned char *at[KEYS / STREAMS][STREAMS]; /* 16 rows of the first groups, then of the next */
 	int row, rows, line;
+	int far;        /* to L2 only */
 	int due, whole; /* a line of each group is due each `whole` */
 };
 

@@ -12,10 +12,12 @@
  *          softmax of the pass before, in slices of about 100 instructions, and the prefetch of the next block.
  *          PV of a block therefore starts after the first pass of the next block.
  * L1       what stalls the tile unit is stores to lines that are not in L1 (5 clocks each, measured): S is a ring of
- * two passes, 8 KiB, P leaves the registers only when it is a finished A tile, one panel of V is packed at a time.
+ *          two passes, 8 KiB, P leaves the registers only when it is a finished A tile, one panel of V is packed at a
+ *          time.  A strip of K (36 KiB) stays while Q passes by with tileloaddt1, which evicts little.
  * Rotation C of a pass is stored between the first products of the next pass.
  * Bound by tile products from about 90 rows on, memory below.
- * Files    amx.h the instructions, amx_walk.h the data of a walk, amx_softmax.h S to P.
+ * Files    amx.h the instructions, amx_walk.h the data of a walk, amx_softmax.h S to P, amx_pv.h O += P V,
+ *          amx_prefetch.h the next block.
  * Never    reads a table entry past the last visible key; V rows that no row of the walk sees enter as zeros. */
 #if defined(__x86_64__)
 
@@ -36,7 +38,8 @@ static int row_tiles(int64_t rows)
 static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsigned char *base)
 {
 	const int parts = p->type == TYPE_FP16 ? 2 : 1, tiles = row_tiles(rows);
-	a->keys = KEYS / parts; /* two copies of 256 keys of K would not stay in L2 */
+	/* Long blocks load and store O less often; they pay from 65 rows on.  Two copies of 256 keys would not stay in L2. */
+	a->keys = parts == 1 && tiles > 4 ? KEYS : KEYS / 2;
 	a->strips = a->keys / 32;
 	size_t at = (sizeof *a + 4095) & ~(size_t)4095;
 #define TAKE(field, bytes)                                          \
