@@ -28,13 +28,13 @@ struct cuda_state {
 		int sms, major, minor;
 		bool prepared; /* kernels may use their shared memory */
 	} device[MAX_DEVICES];
-	/* The last tensor map and what it was made of. */
+	/* The last tensor maps and what they were made of. */
 	struct map_key {
 		const void *kv;
 		int64_t kv_page, kv_token, kv_head, num_pages, page, h_kv, slices;
 		int fp16, box_tokens, box_slices;
 	} key;
-	unsigned char map[sizeof(CUtensorMap)]; /* bytes: the context need not be aligned for a CUtensorMap */
+	unsigned char maps[sizeof(struct kv_maps)]; /* bytes: the context need not be aligned for a CUtensorMap */
 };
 
 _Static_assert(sizeof(struct cuda_state) <= sizeof(((struct fmla_ctx *)0)->cuda_state), "grow fmla_ctx.cuda_state");
@@ -219,6 +219,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 {
 	const struct layout at = workspace_layout(ctx, p);
 	char *const workspace = p->workspace;
+	const int cluster = tile_rows(p) == 64 && row_tiles(p) % 2 == 0 ? 2 : 1;
 	int box = 1; /* the largest power of two that divides a page, up to a tile */
 	while (box < BLOCK && p->page % (2 * box) == 0)
 		box *= 2;
@@ -252,10 +253,11 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .num_pages = (int32_t)p->num_pages,
 	    .slices = (int32_t)(p->d_qk / 64),
 	    .row_tiles = (int32_t)row_tiles(p),
+	    .cluster = cluster,
 	    .tile_rows = tile_rows(p),
 	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
 	    .box_tokens = box,
-	    .box_slices = box == BLOCK && tile_rows(p) < 64 ? 3 : 1,
+	    .box_slices = box < BLOCK ? 1 : tile_rows(p) < 64 ? 3 : 4 / cluster,
 	    .num_parts = (int32_t)cuda_num_parts(ctx, p),
 	    .causal = p->causal,
 	    .window = p->window,
@@ -277,7 +279,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 }
 
 /* The cache as a 5-D tensor {64 values, token, slice, KV head, page}; kept until it changes (~1 us to encode). */
-static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, const struct decode_params *d)
+static fmla_status encode_maps(struct fmla_ctx *ctx, const struct problem *p, const struct decode_params *d)
 {
 	struct cuda_state *st = state_of(ctx);
 	struct map_key key;
@@ -302,16 +304,21 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 	const cuuint64_t dims[5] = {64, (cuuint64_t)p->page, (cuuint64_t)d->slices, (cuuint64_t)p->h_kv,
 	                            (cuuint64_t)(p->num_pages > 0 ? p->num_pages : 1)};
 	const cuuint64_t strides[4] = {token, 128, head, page};
-	const cuuint32_t box[5] = {64, (cuuint32_t)d->box_tokens, (cuuint32_t)d->box_slices, 1, 1};
 	const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
-	CUtensorMap map;
+	struct kv_maps maps;
+	CUresult r = CUDA_ERROR_NOT_FOUND;
 	st->key.kv = NULL;
-	const CUresult r =
-	    st->encode ? st->encode(&map, key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
-	                            (void *)(uintptr_t)(p->kv ? p->kv : p->workspace), dims, strides, box, ones,
-	                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-	                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-	               : CUDA_ERROR_NOT_FOUND;
+	for (int i = 0; i < 2 && st->encode; i++) {
+		const cuuint32_t slices = i == 0 ? (cuuint32_t)d->box_slices : 1;
+		const cuuint32_t box[5] = {64, (cuuint32_t)d->box_tokens, slices, 1, 1};
+		r = st->encode(i == 0 ? &maps.group : &maps.slice,
+		               key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
+		               (void *)(uintptr_t)(p->kv ? p->kv : p->workspace), dims, strides, box, ones,
+		               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+		               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+		if (r != CUDA_SUCCESS)
+			break;
+	}
 	if (r != CUDA_SUCCESS)
 		return fmla_fail(
 		    ctx, FMLA_ERR_DEVICE,
@@ -320,7 +327,7 @@ static fmla_status encode_map(struct fmla_ctx *ctx, const struct problem *p, con
 		    (int)r, (long long)p->num_pages, (long long)p->page, (long long)p->kv_page, (long long)p->kv_token,
 		    (long long)p->kv_head);
 	st->key = key;
-	memcpy(st->map, &map, sizeof(map));
+	memcpy(st->maps, &maps, sizeof(maps));
 	return FMLA_OK;
 }
 
@@ -361,15 +368,15 @@ static fmla_status launch_decode(struct fmla_ctx *ctx, const struct problem *p)
 		return FMLA_OK; /* no row to write */
 	const struct decode_params d = params_of(ctx, p);
 	const int fp16 = p->type == TYPE_FP16;
-	CUtensorMap map;
+	struct kv_maps maps;
 	if (p->check_pages)
 		TRY(check_pages(ctx, p, &d));
-	TRY(encode_map(ctx, p, &d));
-	memcpy(&map, state_of(ctx)->map, sizeof(map));
+	TRY(encode_maps(ctx, p, &d));
+	memcpy(&maps, state_of(ctx)->maps, sizeof(maps));
 	if (d.tile_rows == 64)
-		TRY_CUDA(ctx, fmla_launch_decode_seesaw(&d, &map, fp16, p->stream));
+		TRY_CUDA(ctx, fmla_launch_decode_seesaw(&d, &maps, fp16, p->stream));
 	else
-		TRY_CUDA(ctx, fmla_launch_decode_swap(&d, &map, fp16, p->stream));
+		TRY_CUDA(ctx, fmla_launch_decode_swap(&d, &maps.group, fp16, p->stream));
 	return FMLA_OK;
 }
 

@@ -29,10 +29,10 @@ extern "C" cudaError_t fmla_prepare_decode_seesaw(void)
 	                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES);
 }
 
-extern "C" cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+extern "C" cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const struct kv_maps *kv, int fp16,
                                                  cudaStream_t stream)
 {
 	const void *kernel = fp16 ? (const void *)fmla_decode_seesaw_fp16 : (const void *)fmla_decode_seesaw_bf16;
 	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);
-	return launch(kernel, grid, SEESAW_THREADS, SMEM_BYTES, stream, p, kv);
+	return launch(kernel, grid, SEESAW_THREADS, SMEM_BYTES, stream, p, kv, (unsigned)p->cluster);
 }

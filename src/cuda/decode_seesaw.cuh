@@ -111,7 +111,7 @@ DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool partial, void 
 }
 
 extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
-    KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ CUtensorMap map)
+    KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ struct kv_maps maps)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty;
@@ -124,21 +124,28 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	const int group = threadIdx.x >> 7, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
 	const int row_tile = blockIdx.x % p.row_tiles, kv_head = blockIdx.x / p.row_tiles % p.h_kv;
 	const int part = blockIdx.x / (p.row_tiles * p.h_kv);
+	const int rank = row_tile & (p.cluster - 1), pair = row_tile - rank; /* a cluster is row tiles pair, pair + 1 */
 
 	if (threadIdx.x == 0) {
-		tma_prefetch_map(&map);
+		tma_prefetch_map(&maps.group);
+		tma_prefetch_map(&maps.slice);
 		for (int s = 0; s < 2; s++)
 			for (int i = 0; i < BARS; i++) {
 				mbar_init(smem_addr(&bar_full[s][i]), 1);
-				mbar_init(smem_addr(&bar_empty[s][i]), 4);
+				mbar_init(smem_addr(&bar_empty[s][i]), 4 * p.cluster);
 			}
-		mbar_init(smem_addr(&bar_q_full), 96);
+		mbar_init(smem_addr(&bar_q_full), 32);
 		mbar_init(smem_addr(&bar_q_empty), 8);
 		mbar_init_fence();
 	}
-	__syncthreads();
+	if (p.cluster == 1)
+		__syncthreads();
+	else
+		cluster_arrive(); /* the peer's barriers are there before anything is sent to them */
 	grid_wait();
 	const struct part_borders borders = find_part(p, part, schedule);
+	if (p.cluster > 1)
+		cluster_wait();
 	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
 		p.splits[part] = borders.split; /* for combine */
 
@@ -148,36 +155,36 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
-		if (warp == 8) {                              /* ---- KV producer ---- */
+		if (warp < 11) { /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
 			const uint64_t policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
-			while (walk_next(p, walk, row_tile, piece)) {
+			const int bar = warp - 8;
+			struct share share = {bar * (V_SLICES / 2), bar == ROPE ? p.slices - V_SLICES : V_SLICES / 2, 0, 0};
+			share.half = share.count / p.cluster;
+			share.mine = share.half * rank;
+			const CUtensorMap *const from = bar == ROPE ? &maps.slice : &maps.group;
+			while (walk_next(p, walk, pair, piece)) {
 #pragma unroll 1
 				for (int block = piece.begin; block < piece.end; block++, tiles++) {
 					const int slot = tiles & 1, parity = (tiles >> 1 & 1) ^ 1;
 					const uint32_t dst = smem_addr(kv_tile + slot * TILE_BYTES);
 					const struct boxes boxes = find_boxes(p, piece, block);
-					mbar_wait(smem_addr(&bar_empty[slot][LEFT]), parity);
-					if (lane == 0) /* before the arrival on LEFT, which publishes it */
+					if (bar == ROPE && p.cluster > 1) /* one slice: in turn */
+						share.half = share.count && (tiles & 1) == rank;
+					mbar_wait(smem_addr(&bar_empty[slot][bar]), parity);
+					if (lane == 0 && bar == LEFT) /* before the arrival, which publishes it */
 						bad_tile[slot] = boxes.loaded != boxes.end - boxes.begin;
-					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][LEFT]), 0, V_SLICES / 2,
-					            policy);
-					mbar_wait(smem_addr(&bar_empty[slot][RIGHT]), parity);
-					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][RIGHT]), V_SLICES / 2,
-					            V_SLICES / 2, policy);
-					mbar_wait(smem_addr(&bar_empty[slot][ROPE]), parity);
-					load_slices(p, &map, boxes, kv_head, dst, smem_addr(&bar_full[slot][ROPE]), V_SLICES, 1, policy);
+					load_share(p, from, boxes, kv_head, dst, smem_addr(&bar_full[slot][bar]), share, policy);
 				}
 			}
 			grid_launch_dependents();
-		} else { /* ---- q loader ---- */
-			while (walk_next(p, walk, row_tile, piece)) {
-				if (piece.begin == piece.end)
+		} else { /* ---- q loader: from the second piece on ---- */
+			while (walk_next(p, walk, pair, piece)) {
+				if (piece.begin == piece.end || pieces++ == 0)
 					continue;
-				mbar_wait(smem_addr(&bar_q_empty), (pieces & 1) ^ 1);
-				copy_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile, threadIdx.x - 288);
+				mbar_wait(smem_addr(&bar_q_empty), pieces & 1);
+				copy_q<ROWS, 32>(p, piece, kv_head, row_tile, q_tile, lane);
 				fence_async_proxy();
 				mbar_arrive(smem_addr(&bar_q_full));
-				pieces++;
 			}
 		}
 		return;
@@ -188,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	const int warp_row = 16 * (warp & 3), row = warp_row + (lane >> 2); /* the thread's rows: row, row + 8 */
 	/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
 	const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
-	while (walk_next(p, walk, row_tile, piece)) {
+	while (walk_next(p, walk, pair, piece)) {
 		float o[128], m[2] = {-FLT_MAX, -FLT_MAX}, l[2] = {0, 0};
 		bool poisoned = false;
 #pragma unroll
@@ -197,8 +204,13 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		const struct bounds see = piece_bounds(p, piece);
 		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
 		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
-		if (begin < end)
-			mbar_wait(smem_addr(&bar_q_full), pieces & 1);
+		if (begin < end && pieces == 0) { /* nothing to overlap with: by all */
+			copy_q<ROWS, 256>(p, piece, kv_head, row_tile, q_tile, threadIdx.x);
+			fence_async_proxy();
+			named_barrier(Q_COPIED, 256);
+		} else if (begin < end) {
+			mbar_wait(smem_addr(&bar_q_full), (pieces & 1) ^ 1);
+		}
 
 #pragma unroll 1
 		for (int block = begin; block < end; block += 2) {
@@ -219,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				const int first = block * BLOCK;
 				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a);
 				WGMMA_WAIT(0);
-				poisoned |= lane == 0 && bad_tile[slot_a]; /* read by the lane that frees the slot */
+				poisoned |= lane == rank && bad_tile[slot_a]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
 				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
@@ -235,8 +247,8 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				wgmma_fence();
 				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC);
 				WGMMA_WAIT(0);
-				if (lane == 0)
-					mbar_arrive(smem_addr(&bar_empty[slot_a][LEFT]));
+				if (lane < p.cluster)
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][LEFT]), lane);
 				if (has_b) {
 					named_barrier(P_B_READY, 256);
 					r[0] = reference[1][row], r[1] = reference[1][row + 8];
@@ -244,9 +256,9 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 					wgmma_fence();
 					KERNEL_FN(pv_shared)(o, p_b, desc_b + V_DESC);
 					WGMMA_WAIT(0);
-					if (lane == 0) {
-						mbar_arrive(smem_addr(&bar_empty[slot_b][LEFT]));
-						mbar_arrive(smem_addr(&bar_empty[slot_b][ROPE]));
+					if (lane < p.cluster) {
+						mbar_arrive_cluster(smem_addr(&bar_empty[slot_b][LEFT]), lane);
+						mbar_arrive_cluster(smem_addr(&bar_empty[slot_b][ROPE]), lane);
 					}
 				}
 			} else if (has_b) {
@@ -258,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				wgmma_fence();
 				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
 				WGMMA_WAIT(1);
-				poisoned |= lane == 0 && bad_tile[slot_b]; /* read by the lane that frees the slot */
+				poisoned |= lane == rank && bad_tile[slot_b]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
 				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
@@ -270,17 +282,17 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				store_reference(reference[1], row, r);
 				named_barrier_arrive(P_B_READY, 256);
 				WGMMA_WAIT(0);
-				if (lane == 0) {
-					mbar_arrive(smem_addr(&bar_empty[slot_a][RIGHT]));
-					mbar_arrive(smem_addr(&bar_empty[slot_a][ROPE]));
+				if (lane < p.cluster) {
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][RIGHT]), lane);
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][ROPE]), lane);
 				}
 				raise(o, l, m, r);
 				l[0] += sum[0], l[1] += sum[1];
 				wgmma_fence();
 				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
 				WGMMA_WAIT(0);
-				if (lane == 0)
-					mbar_arrive(smem_addr(&bar_empty[slot_b][RIGHT]));
+				if (lane < p.cluster)
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_b][RIGHT]), lane);
 			} else {
 				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
@@ -290,9 +302,9 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				wgmma_fence();
 				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
 				WGMMA_WAIT(0);
-				if (lane == 0) {
-					mbar_arrive(smem_addr(&bar_empty[slot_a][RIGHT]));
-					mbar_arrive(smem_addr(&bar_empty[slot_a][ROPE]));
+				if (lane < p.cluster) {
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][RIGHT]), lane);
+					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][ROPE]), lane);
 				}
 			}
 		}
@@ -318,6 +330,10 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		named_barrier(ROWS_SETTLED, 256);
 		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row], row_norm[row], group, o);
 		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row + 8], row_norm[row + 8], group, o + 2);
+	}
+	if (p.cluster > 1) { /* the peer may still arrive on our barriers */
+		cluster_arrive();
+		cluster_wait();
 	}
 }
 

@@ -36,10 +36,11 @@ struct decode_params {
 	int32_t b, s_q, h_kv, group, page, num_pages;
 	int32_t slices; /* d_qk / 64: 9 or 8                                      */
 	int32_t row_tiles;
+	int32_t cluster;    /* 2: the CTAs of two row tiles share what they fetch; 1   */
 	int32_t tile_rows;  /* rows of a tile: 8, 16, 32 (swapped) or 64          */
 	int32_t page_shift; /* log2(page), -1: page is not a power of two          */
 	int32_t box_tokens; /* tokens of a TMA box: min(64, page) or a divisor    */
-	int32_t box_slices; /* slices of a TMA box: 3 when box_tokens is 64, or 1 */
+	int32_t box_slices; /* slices of a TMA box: 2, 3, 4 if box_tokens is 64; 1 */
 	int32_t num_parts;
 	int32_t causal;
 	int64_t window;   /* 0: none */
@@ -59,6 +60,11 @@ struct decode_params {
 	struct split *splits; /* [num_parts], written by the decode kernel for combine        */
 };
 
+/* The cache as TMA sees it: in boxes of box_slices slices, and of one slice. */
+struct kv_maps {
+	CUtensorMap group, slice;
+};
+
 /* What the kernels ask of the card. */
 enum { SWAP_THREADS = 256, SEESAW_THREADS = 384, COMBINE_THREADS = 256 };
 
@@ -73,7 +79,7 @@ cudaError_t fmla_prepare_combine(void);
 /* decode_swap.cu: tiles of 8, 16 or 32 rows.  decode_seesaw.cu: tiles of 64 rows. */
 cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtensorMap *kv, int fp16,
                                     cudaStream_t stream);
-cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const CUtensorMap *kv, int fp16,
+cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const struct kv_maps *kv, int fp16,
                                       cudaStream_t stream);
 /* combine.cu: merges the pieces of split requests. */
 cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream);

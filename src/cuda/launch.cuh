@@ -10,19 +10,23 @@
 
 /* `smem` bytes of dynamic shared memory must have been allowed once per device (fmla_prepare_kernels). */
 static inline cudaError_t launch(const void *kernel, unsigned grid, dim3 threads, int smem, cudaStream_t stream,
-                                 const void *params, const CUtensorMap *map = NULL)
+                                 const void *params, const void *maps = NULL, unsigned cluster = 1)
 {
-	cudaLaunchAttribute attr[1];
+	cudaLaunchAttribute attr[2];
 	attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
 	attr[0].val.programmaticStreamSerializationAllowed = 1;
+	attr[1].id = cudaLaunchAttributeClusterDimension;
+	attr[1].val.clusterDim.x = cluster;
+	attr[1].val.clusterDim.y = 1;
+	attr[1].val.clusterDim.z = 1;
 	cudaLaunchConfig_t config = {};
 	config.gridDim = dim3(grid);
 	config.blockDim = threads;
 	config.dynamicSmemBytes = (size_t)smem;
 	config.stream = stream;
 	config.attrs = attr;
-	config.numAttrs = 1;
-	void *args[2] = {(void *)params, (void *)map};
+	config.numAttrs = cluster > 1 ? 2 : 1;
+	void *args[2] = {(void *)params, (void *)maps};
 	return cudaLaunchKernelExC(&config, kernel, args);
 }
 

@@ -38,6 +38,18 @@ DEV void mbar_arrive(uint32_t bar)
 	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
+/* Arrives on the barrier at the same place in CTA `rank` of the cluster; without a cluster, rank 0 is this CTA. */
+DEV void mbar_arrive_cluster(uint32_t bar, uint32_t rank)
+{
+	asm volatile("{\n"
+	             ".reg .b32 there;\n"
+	             "mapa.shared::cluster.u32 there, %0, %1;\n"
+	             "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+	             "}" ::"r"(bar),
+	             "r"(rank)
+	             : "memory");
+}
+
 /* Waits until the phase with this parity has completed. */
 DEV void mbar_wait(uint32_t bar, uint32_t parity)
 {
@@ -65,6 +77,16 @@ DEV void tma_load_5d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0,
 	asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
 	             "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(dst),
 	             "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
+	             : "memory");
+}
+
+/* The same box into both CTAs of a cluster, at the same address; completes on the barrier `bar` of each. */
+DEV void tma_load_5d_pair(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int c1, int c2, int c3, int c4,
+                          uint64_t policy)
+{
+	asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+	             ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %9, %8;" ::"r"(dst),
+	             "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy), "h"((uint16_t)3)
 	             : "memory");
 }
 
@@ -148,6 +170,17 @@ DEV bool barrier_or(int id, int threads, bool yes)
 	             : "r"(id), "r"(threads), "r"((uint32_t)yes)
 	             : "memory");
 	return any;
+}
+
+/* A barrier of all threads of a cluster, in two halves. */
+DEV void cluster_arrive(void)
+{
+	asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+DEV void cluster_wait(void)
+{
+	asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 /* Programmatic dependent launch: wait for the grids before us; let the grid behind us start. */

@@ -14,26 +14,46 @@
 enum { LEFT, RIGHT, ROPE, BARS };
 
 /* Named barriers between the warpgroups; 1 and 2 are their own. */
-enum { P_A_READY = 3, P_B_READY, ROWS_SUMMED, ROWS_SETTLED };
+enum { P_A_READY = 3, P_B_READY, ROWS_SUMMED, ROWS_SETTLED, Q_COPIED };
 
-/* One group of slices of a tile, by one warp; the tile's boxes were found by find_boxes. */
-DEV void load_slices(const struct decode_params &p, const CUtensorMap *map, const struct boxes &boxes, int kv_head,
-                     uint32_t dst, uint32_t bar, int first, int count, uint64_t policy)
+/* What one warp loads of each tile: slices [first, first + count) of it, in a cluster of them [mine, mine + half) for
+ * both CTAs, while the peer sends the others.  */
+struct share {
+	int first, count, mine, half;
+};
+
+/* Requests a share of a tile, whose boxes find_boxes found, by one warp. */
+DEV void load_share(const struct decode_params &p, const CUtensorMap *map, const struct boxes &boxes, int kv_head,
+                    uint32_t dst, uint32_t bar, const struct share &share, uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
-	if (first + count > p.slices)
-		count = p.slices - first;
+	if (p.box_slices > 1) { /* one page holds the tile, one box the share */
+		if (lane == 0) {
+			if (boxes.loaded && share.half && p.cluster == 1)
+				tma_load_5d(dst + share.first * SLICE_BYTES, map, bar, 0, boxes.row[0], share.first, kv_head,
+				            boxes.page[0], policy);
+			else if (boxes.loaded && share.half)
+				tma_load_5d_pair(dst + (share.first + share.mine) * SLICE_BYTES, map, bar, 0, boxes.row[0],
+				                 share.first + share.mine, kv_head, boxes.page[0], policy);
+			mbar_expect_tx(bar, boxes.loaded ? share.count * SLICE_BYTES : 0);
+		}
+		return;
+	}
 	if (lane == 0)
-		mbar_expect_tx(bar, (uint32_t)(boxes.loaded * p.box_tokens * 128 * count));
+		mbar_expect_tx(bar, (uint32_t)(boxes.loaded * p.box_tokens * 128 * share.count));
 	__syncwarp();
 #pragma unroll 1
 	for (int box = boxes.begin; box < boxes.end; box++) {
-		const int i = box >> 5, from = box & 31;
+		const int i = box >> 5, from = box & 31, slice = share.first + lane;
 		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
 		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
-		if (lane < count && ((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
-			tma_load_5d(dst + (first + lane) * SLICE_BYTES + box * p.box_tokens * 128, map, bar, 0, row, first + lane,
-			            kv_head, page, policy);
+		if (lane < share.mine || lane >= share.mine + share.half || !((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
+			continue;
+		const uint32_t to = dst + slice * SLICE_BYTES + box * p.box_tokens * 128;
+		if (p.cluster == 1)
+			tma_load_5d(to, map, bar, 0, row, slice, kv_head, page, policy);
+		else
+			tma_load_5d_pair(to, map, bar, 0, row, slice, kv_head, page, policy);
 	}
 }
 
