@@ -17,7 +17,8 @@ enum {
 	CHUNK_BLOCKS = 32,   /* batch-invariant mode: a split every 2048 tokens                     */
 	OVERHEAD_BLOCKS = 2, /* price of starting a request; docs/perf.md                          */
 	MAX_SNAP_BLOCKS = 2,
-	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more                           */
+	PAIRED_TILES = 16, /* fewer tiles of rows than this: starting clusters costs more than they save */
+	WHOLE_BLOCKS = 4   /* what a batch without splits may cost more                           */
 };
 
 /* What the backend remembers in the context. */
@@ -219,7 +220,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 {
 	const struct layout at = workspace_layout(ctx, p);
 	char *const workspace = p->workspace;
-	const int cluster = tile_rows(p) == 64 && row_tiles(p) % 2 == 0 ? 2 : 1;
+	const int cluster = tile_rows(p) == 64 && row_tiles(p) % 2 == 0 && p->b * row_tiles(p) >= PAIRED_TILES ? 2 : 1;
 	int box = 1; /* the largest power of two that divides a page, up to a tile */
 	while (box < BLOCK && p->page % (2 * box) == 0)
 		box *= 2;

@@ -41,23 +41,23 @@ DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uin
 	wgmma_commit();
 }
 
-/* P = exp2(s - r), as the A fragments of wgmma; sum: of this thread's share of the rows. */
-DEV void KERNEL_FN(exponentials)(const float (&s)[32], const float (&r)[2], uint32_t (&pk)[16], float (&sum)[2])
+/* P = exp2(s - r) of half the tile's tokens, as A fragments of wgmma; sum: of this thread's share of the rows. */
+DEV void KERNEL_FN(exponentials)(const float (&s)[32], const float (&r)[2], uint32_t (&pk)[16], float (&sum)[2],
+                                 int half)
 {
-	sum[0] = sum[1] = 0;
 #pragma unroll
-	for (int i = 0; i < 16; i++) {
+	for (int i = 8 * half; i < 8 * half + 8; i++) {
 		const float a = exp2_approx(s[2 * i] - r[i & 1]), b = exp2_approx(s[2 * i + 1] - r[i & 1]);
 		sum[i & 1] += a + b;
 		pk[i] = PACK(a, b);
 	}
 }
 
-/* O += P V, P in registers or in shared memory; not complete on return. */
-DEV void KERNEL_FN(pv_registers)(float (&o)[128], const uint32_t (&pk)[16], uint64_t v_desc)
+/* O += P V, P in registers (half the tile's tokens) or in shared memory; not complete on return. */
+DEV void KERNEL_FN(pv_registers)(float (&o)[128], const uint32_t (&pk)[16], uint64_t v_desc, int half)
 {
 #pragma unroll
-	for (int k = 0; k < 4; k++)
+	for (int k = 2 * half; k < 2 * half + 2; k++)
 		WGMMA_N256_RS(MMA, o, pk + 4 * k, v_desc + DESC(2048 * k), 1, 1);
 	wgmma_commit();
 }
@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
     KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ struct kv_maps maps)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
-	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty;
+	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty, bar_p[2];
 	__shared__ struct schedule schedule;
 	__shared__ float reference[2][ROWS], row_max[ROWS], row_sum[2][ROWS], row_norm[ROWS];
 	__shared__ void *row_ptr[ROWS];
@@ -136,6 +136,8 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			}
 		mbar_init(smem_addr(&bar_q_full), 32);
 		mbar_init(smem_addr(&bar_q_empty), 8);
+		mbar_init(smem_addr(&bar_p[0]), 4);
+		mbar_init(smem_addr(&bar_p[1]), 4);
 		mbar_init_fence();
 	}
 	if (p.cluster == 1)
@@ -152,6 +154,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	struct walk walk = walk_begin(p, part, borders);
 	struct piece piece;
 	int tiles = 0, pieces = 0; /* tile n lies in slot n & 1, parity from n >> 1 */
+	int turns = 0;             /* bits 0, 1: parity of bar_p[0], bar_p[1] */
 
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
@@ -224,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			const uint64_t desc_a = uniform(desc_k_major(addr_a)), desc_b = uniform(desc_k_major(addr_b));
 			const uint64_t p_a = desc_a + DESC(V_SLICES * SLICE_BYTES), p_b = desc_b + DESC(V_SLICES * SLICE_BYTES);
 			tiles += has_b ? 2 : 1;
-			float s[32], r[2], sum[2];
+			float s[32], r[2], sum[2] = {0, 0};
 			uint32_t pk[16];
 
 			if (group == 0) {
@@ -238,19 +241,21 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				zero_unused(kv_tile + slot_a * TILE_BYTES, piece, see, first);
 				references(s, m, r);
 				raise(o, l, m, r);
-				KERNEL_FN(exponentials)(s, r, pk, sum);
-				l[0] += sum[0], l[1] += sum[1];
 				named_barrier(1, 128); /* all warps are done with the rope slice, and with zeroing */
+				KERNEL_FN(exponentials)(s, r, pk, l, 0);
+				wgmma_fence();
+				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC, 0); /* under the other half's exponentials */
+				KERNEL_FN(exponentials)(s, r, pk, l, 1);
 				store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
 				store_reference(reference[0], row, r);
-				named_barrier_arrive(P_A_READY, 256);
+				hand_over(smem_addr(&bar_p[0]));
 				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC);
+				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC, 1);
 				WGMMA_WAIT(0);
 				if (lane < p.cluster)
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][LEFT]), lane);
 				if (has_b) {
-					named_barrier(P_B_READY, 256);
+					mbar_wait(smem_addr(&bar_p[1]), turns >> 1 & 1);
 					r[0] = reference[1][row], r[1] = reference[1][row + 8];
 					raise(o, l, m, r);
 					wgmma_fence();
@@ -264,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			} else if (has_b) {
 				const int first = (block + 1) * BLOCK;
 				KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b);
-				named_barrier(P_A_READY, 256);
+				mbar_wait(smem_addr(&bar_p[0]), turns & 1);
 				r[0] = reference[0][row], r[1] = reference[0][row + 8];
 				raise(o, l, m, r);
 				wgmma_fence();
@@ -276,27 +281,30 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
 				zero_unused(kv_tile + slot_b * TILE_BYTES, piece, see, first);
 				references(s, m, r);
-				KERNEL_FN(exponentials)(s, r, pk, sum);
 				named_barrier(2, 128);
-				store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
-				store_reference(reference[1], row, r);
-				named_barrier_arrive(P_B_READY, 256);
+				KERNEL_FN(exponentials)(s, r, pk, sum, 0);
 				WGMMA_WAIT(0);
 				if (lane < p.cluster) {
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][RIGHT]), lane);
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][ROPE]), lane);
 				}
 				raise(o, l, m, r);
+				wgmma_fence();
+				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V, 0);
+				KERNEL_FN(exponentials)(s, r, pk, sum, 1);
+				store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
+				store_reference(reference[1], row, r);
+				hand_over(smem_addr(&bar_p[1]));
 				l[0] += sum[0], l[1] += sum[1];
 				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
+				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V, 1);
 				WGMMA_WAIT(0);
 				if (lane < p.cluster)
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_b][RIGHT]), lane);
 			} else {
 				if (lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				named_barrier(P_A_READY, 256);
+				mbar_wait(smem_addr(&bar_p[0]), turns & 1);
 				r[0] = reference[0][row], r[1] = reference[0][row + 8];
 				raise(o, l, m, r);
 				wgmma_fence();
@@ -307,6 +315,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][ROPE]), lane);
 				}
 			}
+			turns ^= has_b ? 3 : 1;
 		}
 		if (piece.begin < piece.end)
 			pieces++;

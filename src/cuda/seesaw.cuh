@@ -14,7 +14,7 @@
 enum { LEFT, RIGHT, ROPE, BARS };
 
 /* Named barriers between the warpgroups; 1 and 2 are their own. */
-enum { P_A_READY = 3, P_B_READY, ROWS_SUMMED, ROWS_SETTLED, Q_COPIED };
+enum { ROWS_SUMMED = 3, ROWS_SETTLED, Q_COPIED };
 
 /* What one warp loads of each tile: slices [first, first + count) of it, in a cluster of them [mine, mine + half) for
  * both CTAs, while the peer sends the others.  */
@@ -117,6 +117,14 @@ DEV void store_reference(float *reference, int row, const float (&r)[2])
 		reference[row] = r[0];
 		reference[row + 8] = r[1];
 	}
+}
+
+/* A warp of the group that wrote P and its references tells the other group, which waits on `bar`. */
+DEV void hand_over(uint32_t bar)
+{
+	__syncwarp();
+	if ((threadIdx.x & 31) == 0)
+		mbar_arrive(bar);
 }
 
 /* By the warpgroup that computes S of the tile, before the barrier that precedes P. */
