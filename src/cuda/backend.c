@@ -258,7 +258,9 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .tile_rows = tile_rows(p),
 	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
 	    .box_tokens = box,
-	    .box_slices = box < BLOCK ? 1 : tile_rows(p) < 64 ? 3 : 4 / cluster,
+	    .box_slices = box < BLOCK         ? 1
+	                  : tile_rows(p) < 64 ? 3
+	                                      : 4 / cluster,
 	    .num_parts = (int32_t)cuda_num_parts(ctx, p),
 	    .causal = p->causal,
 	    .window = p->window,

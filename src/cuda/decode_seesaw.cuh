@@ -8,12 +8,16 @@
  *           P of one goes to the other through shared memory (the "seesaw" of FlashMLA's kernel notes, 2025-04-22)
  * Turn      warpgroup 0:  S_A   softmax A   O_l += P_A V_A,l   wait P_B   O_l += P_B V_B,l
  *           warpgroup 1:  S_B   wait P_A    O_r += P_A V_A,r   softmax B  O_r += P_B V_B,r
- *           one group's softmax runs under the other's products: A's under S_B, B's under P_A V_A
+ *           one group's softmax runs under the other's products, A's under S_B, B's under P_A V_A, and its second half
+ *           under the group's own products of the first
  * Max       P is computed against a reference that stays as it is unless a score exceeds it by more than 2^8; it
  *           travels with P from group to group, and whoever finds it raised rescales its half of O.  P <= 256 is exact
  *           enough in 16 bits because sums are fp32 and lse is taken with the reference in use
  * P         of a tile is stored over the rope slice of its own K, which is dead once S is there
- * Roles     warpgroups 0 and 1 consume; warp 8 requests KV; warps 9-11 copy q of the next piece
+ * Roles     warpgroups 0 and 1 consume; warps 8-10 request the left half, the right half and the rope of each tile;
+ *           warp 11 copies q of the next piece
+ * Cluster   of the CTAs of two row tiles (p.cluster 2): each requests half of a tile for both, a slot is free when both
+ *           have freed it
  * Budgets   registers 224 / 224 / 56; shared memory q 73,728 + 2 tiles 147,456 B; 1 CTA per SM
  * Bound by  tensor cores: 2176 clk per tile */
 
@@ -158,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
-		if (warp < 11) { /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
+		if (warp < 11) {                              /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
 			const uint64_t policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
 			const int bar = warp - 8;
 			struct share share = {bar * (V_SLICES / 2), bar == ROPE ? p.slices - V_SLICES : V_SLICES / 2, 0, 0};
@@ -207,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		const struct bounds see = piece_bounds(p, piece);
 		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
 		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
-		if (begin < end && pieces == 0) { /* nothing to overlap with: by all */
+		if (begin < end && pieces == 0) {                      /* nothing to overlap with: by all */
 			copy_q<ROWS, 256>(p, piece, kv_head, row_tile, q_tile, threadIdx.x);
 			fence_async_proxy();
 			named_barrier(Q_COPIED, 256);

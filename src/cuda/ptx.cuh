@@ -151,11 +151,6 @@ DEV void named_barrier(int id, int threads)
 	asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-DEV void named_barrier_arrive(int id, int threads)
-{
-	asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 /* A named barrier that also tells every thread whether any of them said yes. */
 DEV bool barrier_or(int id, int threads, bool yes)
 {
