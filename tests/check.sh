@@ -72,6 +72,7 @@ if stage portable; then
 	build build/cpu lib cli
 	run 'portable.sh' tests/portable.sh build/cpu
 	run 'portable_mutants.sh' tests/portable_mutants.sh
+	run 'hip_report.sh' tests/hip_report.sh
 fi
 if stage nomp; then # complete without OpenMP, and without optimisation
 	build build/nomp OPENMP=0 OPT=-O0 EXTRA_CFLAGS=-Wno-sign-conversion build/nomp/tests/test_check build/nomp/tests/test_merge build/nomp/tests/test_append

@@ -6,6 +6,8 @@
  *     test_portable [PATTERN]     a shell pattern of test names */
 #include "harness.h"
 
+#include <string.h>
+
 #include "check.h"
 #include "close.h"
 #include "emulator.h"
@@ -13,12 +15,14 @@
 #include "subjects.h"
 
 #define PK_EMULATE
+#define PK_WAVES
 #include "portable/kernels.h"
 
 #include <fnmatch.h>
-#include <string.h>
 
 /* ---- calls ------------------------------------------------------------------------------------------------------- */
+
+static bool use_waves; /* decode_wave.h instead of decode.h */
 
 static void run_kernel(const void *argument)
 {
@@ -31,10 +35,16 @@ static void run_kernel(const void *argument)
 		fmla_pk_plan(b[0], b[1], b[2], b[3], c->shape.decode);
 		break;
 	case PK_DECODE_BF16:
-		fmla_pk_decode_bf16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
+		if (use_waves)
+			fmla_pk_wave_bf16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
+		else
+			fmla_pk_decode_bf16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
 		break;
 	case PK_DECODE_FP16:
-		fmla_pk_decode_fp16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
+		if (use_waves)
+			fmla_pk_wave_fp16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
+		else
+			fmla_pk_decode_fp16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
 		break;
 	case PK_COMBINE:
 		fmla_pk_combine(b[0], b[1], b[2], b[3], b[4], b[5], c->shape.decode);
@@ -61,12 +71,13 @@ static void run_call(struct pk_call call, enum emulator_order order)
 
 /* ---- one case ------------------------------------------------------------------------------------------------------ */
 
-enum { WORKERS = 6, FEW_TILES = 48, MOST_TILES = 300 };
+enum { WORKERS = 6, FEW_TILES = 48, MOST_TILES = 300, WAVE_TILES = 40 };
 
 struct job {
 	char name[CASE_LINE];
 	const char *line;
 	enum emulator_order order;
+	bool waves;
 };
 
 static int64_t key_tiles(const struct test_case *c)
@@ -109,6 +120,7 @@ static void test_case_in_order(void **state)
 	struct problem p;
 	char why[256];
 	bool ok;
+	use_waves = job->waves;
 	assert_true(case_parse(job->line, &c, why, sizeof(why)));
 	data_make(&d, &c);
 	fmla_ctx *ctx = subject_context(&(struct subject){.name = "oracle", .backend = "ref", .threads = 1});
@@ -142,7 +154,7 @@ static void test_case_in_order(void **state)
 /* A used table entry out of range: the rows of that request are NaN, the others right, and the search names it. */
 static void test_wild_page(void **state)
 {
-	(void)state;
+	use_waves = *(const bool *)*state;
 	const struct pk_target target = {WORKERS, PK_PORTABLE_ROWS};
 	const struct test_case c = {
 	    .b = 3, .s_q = 1, .h_q = 3, .h_kv = 1, .s_k = 300, .page = 64, .causal = 1, .dqk = 576, .peak = 5, .seed = 4};
@@ -312,15 +324,17 @@ static void test_append(void **state)
 
 int main(int argc, char **argv)
 {
-	static const char *const order_names[] = {"forward", "reverse", "random"};
-	enum { FIXED = 3 };
-	const size_t most = EMULATOR_ORDERS * case_quick_count + FIXED;
+	static const char *const order_names[] = {"forward", "reverse", "random", "waves"};
+	static bool no = false, yes = true;
+	enum { FIXED = 4 };
+	const size_t most = (EMULATOR_ORDERS + 1) * case_quick_count + FIXED;
 	struct CMUnitTest *tests = calloc(most, sizeof(*tests));
 	struct job *jobs = calloc(most, sizeof(*jobs));
 	if (!tests || !jobs)
 		return 2;
 	size_t n = 0;
-	tests[n++] = (struct CMUnitTest){.name = "wild page", .test_func = test_wild_page};
+	tests[n++] = (struct CMUnitTest){.name = "wild page", .test_func = test_wild_page, .initial_state = &no};
+	tests[n++] = (struct CMUnitTest){.name = "wild page, waves", .test_func = test_wild_page, .initial_state = &yes};
 	tests[n++] = (struct CMUnitTest){.name = "merge", .test_func = test_merge};
 	tests[n++] = (struct CMUnitTest){.name = "append", .test_func = test_append};
 	for (size_t i = 0; i < case_quick_count; i++) {
@@ -328,10 +342,12 @@ int main(int argc, char **argv)
 		char why[128];
 		if (!case_parse(case_table[i], &c, why, sizeof(why)))
 			return 2;
-		for (int order = 0; order < EMULATOR_ORDERS; order++) { /* the longer cases in one order only */
-			if (key_tiles(&c) > (order == ORDER_RANDOM ? MOST_TILES : FEW_TILES))
+		for (int order = 0; order <= EMULATOR_ORDERS; order++) { /* the longer cases in one order only */
+			const bool waves = order == EMULATOR_ORDERS;
+			if (key_tiles(&c) > (waves ? WAVE_TILES : order == ORDER_RANDOM ? MOST_TILES : FEW_TILES))
 				continue;
-			jobs[n] = (struct job){.line = case_table[i], .order = order};
+			jobs[n] = (struct job){
+			    .line = case_table[i], .order = (enum emulator_order)(waves ? (int)(i % 3) : order), .waves = waves};
 			snprintf(jobs[n].name, sizeof(jobs[n].name), "%s | %s", order_names[order], case_table[i]);
 			tests[n] =
 			    (struct CMUnitTest){.name = jobs[n].name, .test_func = test_case_in_order, .initial_state = &jobs[n]};

@@ -100,8 +100,10 @@ PK_FN uint16_t pk_to_fp16(float x)
 #define PLAN_FN PK_FN
 typedef unsigned short uint16_t;
 typedef int int32_t;
+typedef short int16_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
+typedef unsigned long long uint64_t;
 
 PK_FN float pk_from_fp16(uint16_t v)
 {
