@@ -63,8 +63,9 @@ struct small {
 	int absent;            /* a page was out of range */
 };
 
-static_assert(tile_of<4, 2>::BYTES + sizeof(struct small) <= 99 << 10 && tile_of<2, 4>::BYTES <= tile_of<4, 2>::BYTES &&
-                  tile_of<1, 4>::BYTES <= tile_of<4, 2>::BYTES,
+static_assert(tile_of<4, 2>::BYTES + (int)sizeof(struct small) <= 99 << 10 &&
+                  (int)tile_of<2, 4>::BYTES <= (int)tile_of<4, 2>::BYTES &&
+                  (int)tile_of<1, 4>::BYTES <= (int)tile_of<4, 2>::BYTES,
               "a CTA has 99 KB on sm_86, sm_89 and sm_120");
 
 /* The next piece with rows in this tile, by one thread. */
