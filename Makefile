@@ -5,6 +5,7 @@
 #
 #   CUDA=0             build without CUDA although nvcc is there
 #   OPENMP=0           build without OpenMP
+#   HIP=0              build without AMD code objects although clang-19 is there
 #   BUILD=DIR          build folder (default build)
 #   EXTRA_CFLAGS=...   e.g. -fsanitize=address,undefined
 
@@ -117,6 +118,18 @@ $(OPENCL_SOURCE): $(wildcard src/portable/*.h) src/plan_core.h src/plan_types.h 
 	$(CC) -E -P -x c -std=c11 -DPK_OPENCL -Isrc -o $@ src/portable/kernels.h
 $(BUILD)/obj/src/portable/opencl_source.c.o: CPPFLAGS += -DPK_OPENCL_FILE='"$(OPENCL_SOURCE)"'
 $(BUILD)/obj/src/portable/opencl_source.c.o: $(OPENCL_SOURCE)
+
+# The portable kernels as AMD code objects, where a clang with lld for them is found; HIP=0 leaves them out.
+HIP_CLANG ?= $(and $(shell command -v ld.lld-19),$(shell command -v clang-19))
+HIP ?= $(if $(HIP_CLANG),1,0)
+HIP_OBJECTS := $(if $(filter 1,$(HIP)),$(foreach a,gfx90a gfx942,$(BUILD)/obj/src/portable/$(a).co))
+$(BUILD)/obj/src/portable/gfx%.co: $(wildcard src/portable/*.h) src/plan_core.h src/plan_types.h Makefile
+	@mkdir -p $(@D)
+	$(HIP_CLANG) -x hip --offload-arch=gfx$* --cuda-device-only --no-gpu-bundle-output -nogpuinc -nogpulib -O3 \
+		-DPK_HIP_BARE -DPK_WAVES -Isrc -o $@ src/portable/kernels.h
+$(BUILD)/obj/src/portable/hip_objects.c.o: CPPFLAGS += $(if $(HIP_OBJECTS),-DPK_GFX90A_FILE='"$(firstword \
+	$(HIP_OBJECTS))"' -DPK_GFX942_FILE='"$(lastword $(HIP_OBJECTS))"')
+$(BUILD)/obj/src/portable/hip_objects.c.o: $(HIP_OBJECTS)
 
 # The public archive holds one object in which everything but the API is local, so that no inner name can clash with a
 # caller's; the tests link the inner one.

@@ -8,15 +8,21 @@
 
 #include <string.h>
 
+/* clang-format off */
 const struct fmla_backend *const fmla_backends[] = {
 #ifdef FMLA_WITH_CUDA
-    &fmla_backend_cuda, &fmla_backend_portable_cuda,
+	&fmla_backend_cuda,
+	&fmla_backend_portable_cuda,
 #endif
 #ifdef FMLA_WITH_CPU
-    &fmla_backend_cpu,
+	&fmla_backend_cpu,
 #endif
-    &fmla_backend_ref,  &fmla_backend_opencl,        NULL,
+	&fmla_backend_ref,
+	&fmla_backend_opencl,
+	&fmla_backend_hip,
+	NULL,
 };
+/* clang-format on */
 
 enum { NUM_BACKENDS = sizeof(fmla_backends) / sizeof(fmla_backends[0]) - 1 };
 
@@ -166,7 +172,7 @@ const char *fmla_backend_names(void)
 #ifdef FMLA_WITH_CPU
 	       "cpu, "
 #endif
-	       "ref, opencl";
+	       "ref, opencl, hip";
 }
 
 /* ---- version --------------------------------------------------------------------------------------------------- */

@@ -40,6 +40,7 @@ struct fmla_backend {
 
 extern const struct fmla_backend fmla_backend_ref;
 extern const struct fmla_backend fmla_backend_opencl; /* needs nothing at build time */
+extern const struct fmla_backend fmla_backend_hip;    /* available where clang-19 compiled its kernels */
 #ifdef FMLA_WITH_CPU
 extern const struct fmla_backend fmla_backend_cpu;
 #endif

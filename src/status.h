@@ -24,6 +24,7 @@ struct fmla_ctx {
 	int cpu_variant;                   /* enum cpu_variant: the cap of FMLA_CPU, CPU_AMX without one      */
 	uint64_t cuda_state[128];          /* the CUDA backend's memory, zero at first                       */
 	void *portable_cuda_state;         /* the portable-cuda backend's, NULL at first                     */
+	void *hip_state;                   /* the HIP backend's, NULL at first                               */
 	void *opencl_state;                /* the OpenCL backend's, NULL at first                            */
 	char error[512];
 	struct info_text info_text[INFO_OWNERS];

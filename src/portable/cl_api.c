@@ -38,13 +38,16 @@ void cl_list_devices(const struct cl_api *cl, struct cl_devices *devices)
 	*devices = (struct cl_devices){.count = 0};
 	if (cl->clGetPlatformIDs(MOST_PLATFORMS, platform, &platforms) != CL_SUCCESS)
 		return;
-	for (uint32_t i = 0; i < platforms && i < MOST_PLATFORMS; i++) {
+	if (platforms > MOST_PLATFORMS)
+		platforms = MOST_PLATFORMS;
+	for (uint32_t i = 0; i < 2 * platforms; i++) {
 		cl_device device[CL_MOST_DEVICES];
 		uint32_t n = 0;
-		if (cl->clGetDeviceIDs(platform[i], CL_DEVICE_TYPE_ALL, CL_MOST_DEVICES, device, &n) != CL_SUCCESS)
+		const uint64_t type = i < platforms ? CL_DEVICE_TYPE_GPU_OR_ACCELERATOR : CL_DEVICE_TYPE_CPU;
+		if (cl->clGetDeviceIDs(platform[i % platforms], type, CL_MOST_DEVICES, device, &n) != CL_SUCCESS)
 			continue;
 		for (uint32_t d = 0; d < n && d < CL_MOST_DEVICES && devices->count < CL_MOST_DEVICES; d++) {
-			devices->at[devices->count].platform = platform[i];
+			devices->at[devices->count].platform = platform[i % platforms];
 			devices->at[devices->count++].id = device[d];
 		}
 	}

@@ -39,7 +39,7 @@ enum {
 	CL_PROGRAM_BINARIES = 0x1166,
 	CL_PROGRAM_BUILD_LOG = 0x1183,
 };
-static const uint64_t CL_DEVICE_TYPE_ALL = 0xffffffff;
+static const uint64_t CL_DEVICE_TYPE_CPU = 2, CL_DEVICE_TYPE_GPU_OR_ACCELERATOR = 4 | 8;
 
 /* F(result, name, parameters) */
 #define CL_FUNCTIONS(F)                                                                                        \
@@ -82,7 +82,8 @@ struct cl_api {
 
 enum { CL_MOST_DEVICES = 32 };
 
-/* All devices of all platforms, in the order of the loader: `--device N` and struct fmla_device's id count these. */
+/* All devices of all platforms in the order of the loader, CPUs last: `--device N` and struct fmla_device's id count
+ * these. */
 struct cl_devices {
 	int count;
 	struct {

@@ -5,11 +5,11 @@
 
 enum {
 	ALIGN = 256,
-	MAX_PARTS = 1024,     /* PK_MAX_PARTS of plan.h                            */
-	COMBINE_GROUPS = 32,  /* PK_COMBINE_GROUPS of merge.h                      */
-	APPEND_GROUPS = 4096, /* PK_APPEND_GROUPS of merge.h                       */
-	CHUNK_BLOCKS = 32,    /* batch-invariant mode: a split every 2048 tokens   */
-	OVERHEAD_BLOCKS = 2,  /* price of starting a request                       */
+	MAX_PARTS = 1024,      /* PK_MAX_PARTS of plan.h                            */
+	COMBINE_GROUPS = 2048, /* of a combine, when there is so much work           */
+	APPEND_GROUPS = 4096,  /* PK_APPEND_GROUPS of merge.h                       */
+	CHUNK_BLOCKS = 32,     /* batch-invariant mode: a split every 2048 tokens   */
+	OVERHEAD_BLOCKS = 2,   /* price of starting a request                       */
 	MAX_SNAP_BLOCKS = 2,
 	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more         */
 };
@@ -84,6 +84,14 @@ size_t pk_workspace_size(const struct problem *p, struct pk_target t)
 	return (size_t)layout_of(p, t).end;
 }
 
+/* Groups that share a request's rows in combine. */
+static int64_t combine_groups(const struct problem *p, struct pk_target t)
+{
+	const int64_t requests = p->batch_invariant ? p->b : pk_num_parts(p, t), rows = p->s_q * p->h_q;
+	const int64_t groups = COMBINE_GROUPS / (requests > 0 ? requests : 1), least = groups > 4 ? groups : 4;
+	return least < rows ? least : rows > 0 ? rows : 1;
+}
+
 /* ---- calls --------------------------------------------------------------------------------------------------------- */
 
 static struct pk_shape shape_of(const struct problem *p, struct pk_target t)
@@ -131,6 +139,7 @@ static struct pk_shape shape_of(const struct problem *p, struct pk_target t)
 	    .tile_rows = t.tile_rows,
 	    .num_parts = (int32_t)pk_num_parts(p, t),
 	    .max_chunks = (int32_t)max_chunks(p),
+	    .combine_groups = (int32_t)combine_groups(p, t),
 	    .causal = p->causal,
 	    .has_cu = p->cu_seqlens_q != NULL,
 	    .has_sink = p->attn_sink != NULL,
@@ -191,7 +200,8 @@ struct pk_call pk_decode_call(const struct problem *p, struct pk_target t)
 struct pk_call pk_combine_call(const struct problem *p, struct pk_target t)
 {
 	const void *const buffer[] = {p->cache_seqlens, p->cu_seqlens_q, p->attn_sink, p->out, p->lse, p->workspace};
-	return decode_call(p, t, PK_COMBINE, COMBINE_GROUPS * (p->batch_invariant ? p->b : pk_num_parts(p, t)), 6, buffer);
+	return decode_call(p, t, PK_COMBINE, combine_groups(p, t) * (p->batch_invariant ? p->b : pk_num_parts(p, t)), 6,
+	                   buffer);
 }
 
 struct pk_call pk_merge_call(const struct merge_problem *p)

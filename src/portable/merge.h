@@ -23,11 +23,9 @@ PK_FN void pk_store(PK_GLOBAL char *base, int type, int64_t i, float x)
 
 /* ---- combine ----------------------------------------------------------------------------------------------------- */
 
-#define PK_COMBINE_GROUPS 32 /* groups that share the rows of a split request */
-
 /* out = sum_j 2^(lse_j - lse) out_j over the pieces j of a split request, which are normalised, lse in base 2.  A group
- * takes every PK_COMBINE_GROUPS-th row of the request that part number `number` starts (with chunks: of request
- * `number`); work-item t has columns 2 t and 2 t + 1.  A NaN lse poisons the row. */
+ * takes every combine_groups-th row of the request that part number `number` starts (with chunks: of request `number`);
+ * work-item t has columns t and t + PK_ITEMS.  A NaN lse poisons the row. */
 PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL char *PK_RESTRICT cu_,
                           const PK_GLOBAL char *PK_RESTRICT sink_, PK_GLOBAL char *PK_RESTRICT out_,
                           PK_GLOBAL char *PK_RESTRICT lse_, const PK_GLOBAL char *PK_RESTRICT ws,
@@ -36,7 +34,7 @@ PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOB
 	const PK_GLOBAL int32_t *lens = PK_IN(int32_t, lens_, p.at_lens), *cu = PK_IN(int32_t, cu_, p.at_cu);
 	const PK_GLOBAL float *sink = PK_IN(float, sink_, p.at_sink), *partial = PK_IN(float, ws, p.ws_out);
 	const PK_GLOBAL float *partial_lse = PK_IN(float, ws, p.ws_lse);
-	const int t = PK_ITEM(), number = PK_GROUP() / PK_COMBINE_GROUPS;
+	const int t = PK_ITEM(), number = PK_GROUP() / p.combine_groups;
 	int req, pieces;
 	int64_t first, second, step; /* slots of pieces 0, 1, and from one to the next */
 	if (p.costs.chunk > 0) {
@@ -61,7 +59,7 @@ PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOB
 		return;
 	const int rows = pk_tokens(&p, cu, req) * p.group, all = rows * p.h_kv;
 	const int64_t slot_rows = (int64_t)p.h_kv * p.row_tiles * p.tile_rows;
-	for (int i = PK_GROUP() % PK_COMBINE_GROUPS; i < all; i += PK_COMBINE_GROUPS) {
+	for (int i = PK_GROUP() % p.combine_groups; i < all; i += p.combine_groups) {
 		const int head = i / rows, r = i % rows;
 		const int64_t row = (int64_t)head * p.row_tiles * p.tile_rows + r;
 		float top = -PK_INFINITY, sum = 0.0f, a = 0.0f, b = 0.0f;
@@ -74,15 +72,15 @@ PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOB
 			const int64_t at = (j == 0 ? first : second + (j - 1) * step) * slot_rows + row;
 			const float w = PK_EXP2(partial_lse[at] - base);
 			sum += w;
-			a = PK_FMA(w, partial[at * D_V + 2 * t], a);
-			b = PK_FMA(w, partial[at * D_V + 2 * t + 1], b);
+			a = PK_FMA(w, partial[at * D_V + t], a);
+			b = PK_FMA(w, partial[at * D_V + t + PK_ITEMS], b);
 		}
 		const float lse = sum == 0.0f ? -PK_INFINITY : top + PK_LOG2(sum);
 		const float factor = sum == 0.0f ? 0.0f : pk_sink_factor(&p, sink, head, r, lse) / sum;
 		PK_GLOBAL char *o = PK_AT(char, out_, p.at_out);
-		const int64_t at = pk_out_at(&p, cu, req, head, r) + 2 * t;
+		const int64_t at = pk_out_at(&p, cu, req, head, r) + t;
 		pk_store(o, p.fp16, at, a * factor);
-		pk_store(o, p.fp16, at + 1, b * factor);
+		pk_store(o, p.fp16, at + PK_ITEMS, b * factor);
 		if (p.has_lse && t == 0)
 			PK_AT(float, lse_, p.at_lse)[pk_lse_at(&p, cu, req, head, r)] = sum == 0.0f ? p.empty_lse : lse * PK_LN2;
 	}

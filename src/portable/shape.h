@@ -27,6 +27,7 @@ struct pk_shape {
 	int32_t page, num_pages, max_len, d_qk;
 	int32_t row_tiles, tile_rows, num_parts, plan_rows; /* plan_rows: rows that the plan kernel writes */
 	int32_t max_chunks, causal;
+	int32_t combine_groups, unused; /* groups that share the rows of a split request */
 	int32_t has_cu, has_sink, has_lse, fp16;
 	float scale_log2, empty_lse;
 	struct plan_costs costs;
