@@ -90,7 +90,7 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 					absent[row] = 1;
 			}
 			PK_SYNC();
-			pk_sums s;
+			pk_sums s; /* vectors, element by element */
 			for (int j = 0; j < 4; j++)
 				s[j] = 0.0f;
 			PK_UNROLL

@@ -139,7 +139,8 @@ int main(int argc, char **argv)
 	}
 	signal(SIGALRM, give_up);
 	fmla_ctx *gpu = NULL;
-	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = run.backend ? run.backend : "cuda"};
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options),
+	                                         .backend = run.backend ? run.backend : "cuda"};
 	if (!run.list && fmla_ctx_create(&gpu, &options) != FMLA_OK) {
 		printf("SKIP: no GPU backend here: %s\n0 passed, 0 failed\n", fmla_last_error(gpu));
 		fmla_ctx_destroy(gpu);
