@@ -14,12 +14,18 @@ from reference import Captured, check, make_batch
 
 COMPILER = importlib.util.find_spec("triton") if torch.cuda.is_available() else shutil.which("g++")
 BACKENDS = ["aot_eager", *(["inductor"] if COMPILER else [])]
+# PyTorch without opcheck also lacks what torch.compile and torch.export need for operators of a library.
+library_tools = pytest.mark.skipif(
+    not hasattr(torch.library, "opcheck"),
+    reason=f"PyTorch {torch.__version__} has no torch.library.opcheck, its compiler takes no library operators",
+)
 
 
 def decode_arguments(batch, sink=None):
     return (batch.q, batch.kv_cache, batch.block_table, batch.cache_seqlens, None, sink, None, None)
 
 
+@library_tools
 def test_opcheck(device):
     batch = make_batch([100, 5], s_q=2, device=device)
     op = torch.ops.flash_mla
@@ -37,6 +43,7 @@ def test_opcheck(device):
     torch.library.opcheck(op.kv_append, (rows[:, :512], rows[:, 512:], slots, torch.zeros_like(batch.kv_cache)))
 
 
+@library_tools
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_a_layer(backend, device):
     """Append, plan, decode and merge in one graph, for changing batches."""
@@ -62,6 +69,7 @@ def test_compile_a_layer(backend, device):
         check(both, None, batch.reference())
 
 
+@library_tools
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_the_compatible_calls(backend, device):
     batch = make_batch([100, 5], device=device)
@@ -80,6 +88,7 @@ def test_compile_the_compatible_calls(backend, device):
     check(second, None, batch.reference())
 
 
+@library_tools
 def test_export(device):
     batch = make_batch([100, 5], device=device)
 
