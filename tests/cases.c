@@ -38,6 +38,9 @@ const char *const case_table[] = {
 	/* ragged */
 	"ragged=1 b=5 s_q=3", "ragged=1 b=9 s_q=6 varlen=1 s_k=130", "ragged=1 b=4 s_q=2 dtype=fp16 wild=1 h_q=33",
 	"ragged=1 b=6 s_q=4 causal=0 window=50 sink=1", "ragged=1 b=3 s_q=5 h_kv=2 page=16 wild=1", "ragged=1 b=0",
+	/* pairs of row tiles, also where a request has rows in one only */
+	"ragged=1 b=24 s_q=3 h_q=40 varlen=1 s_k=300 wild=1", "b=24 h_q=65 s_k=300 window=90 varlen=1",
+	"b=16 h_q=128 s_k=70 sink=1 dqk=512 dtype=fp16 varlen=1",
 	/* peaked and extreme scores */
 	"peak=20 s_k=1000", "peak=100 s_k=1000", "peak=500 s_k=300", "peak=100 s_k=700 dtype=fp16", "peak=100 h_q=128 b=2",
 	"peak=500 s_q=3 h_q=64 varlen=1 b=5 dtype=fp16",

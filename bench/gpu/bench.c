@@ -28,7 +28,7 @@
 #define BENCH_COMMIT "unknown"
 #endif
 
-enum { D_QK = 576, D_V = 512, PAGE = 64, MAX_ROWS = 64, MAX_LAYERS = 48, MIN_LAYERS = 2, SUSTAINED_LAYERS = 4 };
+enum { MAX_ROWS = 64, MAX_LAYERS = 48, MIN_LAYERS = 2, SUSTAINED_LAYERS = 4 };
 static const double cold_bytes = 600e6, floor_tflops = 790, floor_gbs = 4590;
 
 /* The baselines travel inside of the program. */
@@ -46,6 +46,7 @@ struct row {
 
 struct options {
 	const char *rows, *csv, *svg, *mode;
+	int64_t page;
 	bool quick, json;
 };
 
@@ -132,19 +133,6 @@ struct problem {
 	size_t layer_bytes;
 };
 
-static uint64_t splitmix(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15;
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
-}
-
-static double uniform(uint64_t *state)
-{
-	return ((double)(splitmix(state) >> 11) + 0.5) * 0x1p-53;
-}
-
 static double draw_lengths(const struct row *r, uint64_t seed, int32_t *lengths)
 {
 	double sum = 0;
@@ -159,32 +147,6 @@ static double draw_lengths(const struct row *r, uint64_t seed, int32_t *lengths)
 	return sum;
 }
 
-static void shuffle(int32_t *x, int64_t n, uint64_t seed)
-{
-	for (int64_t i = 0; i < n; i++)
-		x[i] = (int32_t)i;
-	for (int64_t i = n - 1; i > 0; i--) {
-		const int64_t j = (int64_t)(splitmix(&seed) % (uint64_t)(i + 1));
-		const int32_t t = x[i];
-		x[i] = x[j];
-		x[j] = t;
-	}
-}
-
-static void *device_alloc(size_t bytes)
-{
-	void *p;
-	CUDA(cudaMalloc(&p, bytes ? bytes : 1));
-	return p;
-}
-
-static void *upload(const void *host, size_t bytes)
-{
-	void *p = device_alloc(bytes);
-	CUDA(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
-	return p;
-}
-
 static struct fmla_tensor *tensor(struct problem *p, int slot, void *data, struct fmla_dtype dtype, int ndim, ...)
 {
 	va_list dims;
@@ -195,11 +157,6 @@ static struct fmla_tensor *tensor(struct problem *p, int slot, void *data, struc
 	p->t[slot] = (struct fmla_tensor){
 	    .data = data, .device = {FMLA_DEVICE_CUDA, 0}, .ndim = ndim, .dtype = dtype, .shape = p->shapes[slot]};
 	return &p->t[slot];
-}
-
-static void fmla(fmla_status status, const char *what)
-{
-	must(status == FMLA_OK, what, fmla_last_error(run.ctx));
 }
 
 static void make_problem(struct problem *p, const struct row *r, int layers)
@@ -213,9 +170,10 @@ static void make_problem(struct problem *p, const struct row *r, int layers)
 		if (!r->varlen || fabs(p->tokens / r->peer_tokens - 1) <= 0.005)
 			break;
 	}
+	const int64_t page = run.o.page;
 	int64_t pages = 0, width = 1;
 	for (int i = 0; i < r->b; i++) {
-		const int64_t n = (lengths[i] + PAGE - 1) / PAGE;
+		const int64_t n = (lengths[i] + page - 1) / page;
 		pages += n;
 		width = n > width ? n : width;
 	}
@@ -223,9 +181,9 @@ static void make_problem(struct problem *p, const struct row *r, int layers)
 	must(order && table, "page table", "out of memory");
 	shuffle(order, pages, 7);
 	for (int64_t i = 0, next = 0; i < r->b; i++)
-		for (int64_t e = 0; e * PAGE < lengths[i]; e++)
+		for (int64_t e = 0; e * page < lengths[i]; e++)
 			table[i * width + e] = order[next++];
-	p->layer_bytes = (size_t)pages * PAGE * D_QK * 2;
+	p->layer_bytes = (size_t)(pages * page) * D_QK * 2;
 	p->layers = layers ? layers : (int)fmin(fmax(ceil(cold_bytes / (double)p->layer_bytes), MIN_LAYERS), MAX_LAYERS);
 	p->kv = device_alloc(p->layer_bytes * (size_t)p->layers);
 	CUDA(fill_normal(p->kv, p->layer_bytes / 2 * (size_t)p->layers, 1.0f, 0, 1, NULL));
@@ -239,7 +197,7 @@ static void make_problem(struct problem *p, const struct row *r, int layers)
 	free(order);
 	free(table);
 	free(lengths);
-	const int64_t b = r->b, s_q = r->s_q, h_q = r->h_q, page = PAGE, one = 1, d_qk = D_QK, d_v = D_V, fields = 8;
+	const int64_t b = r->b, s_q = r->s_q, h_q = r->h_q, one = 1, d_qk = D_QK, d_v = D_V, fields = 8;
 	p->args = (struct fmla_decode_args){.struct_size = sizeof(p->args),
 	                                    .q = tensor(p, 0, p->q, bf16, 4, b, s_q, h_q, d_qk),
 	                                    .kv_cache = tensor(p, 1, p->kv, bf16, 4, pages, page, one, d_qk),
@@ -250,13 +208,13 @@ static void make_problem(struct problem *p, const struct row *r, int layers)
 	                                    .softmax_scale = 1 / sqrt(D_QK),
 	                                    .causal = 1};
 	int64_t parts;
-	fmla(fmla_plan_parts(run.ctx, &p->args, &parts), "fmla_plan_parts");
+	fmla(run.ctx, fmla_plan_parts(run.ctx, &p->args, &parts), "fmla_plan_parts");
 	p->parts = device_alloc((size_t)parts * 32);
 	p->splits = device_alloc((size_t)(b + 1) * 4);
 	p->args.plan_parts = tensor(p, 6, p->parts, int32, 2, parts, fields);
 	p->args.plan_splits = tensor(p, 7, p->splits, int32, 1, b + 1);
-	fmla(fmla_plan(run.ctx, &p->args), "fmla_plan");
-	fmla(fmla_workspace_size(run.ctx, &p->args, &p->args.workspace_size), "fmla_workspace_size");
+	fmla(run.ctx, fmla_plan(run.ctx, &p->args), "fmla_plan");
+	fmla(run.ctx, fmla_workspace_size(run.ctx, &p->args, &p->args.workspace_size), "fmla_workspace_size");
 	p->workspace = device_alloc(p->args.workspace_size);
 	p->args.workspace = p->workspace;
 	CUDA(cudaDeviceSynchronize());
@@ -274,7 +232,7 @@ static void decode_layer(void *arg, int layer, cudaStream_t stream)
 	struct problem *p = arg;
 	p->t[1].data = (char *)p->kv + (size_t)layer * p->layer_bytes;
 	p->args.stream = stream;
-	fmla(fmla_decode(run.ctx, &p->args), "fmla_decode");
+	fmla(run.ctx, fmla_decode(run.ctx, &p->args), "fmla_decode");
 }
 
 /* ---- output ------------------------------------------------------------------------------------------------------ */
@@ -405,7 +363,7 @@ static void table(const char *mode, const struct row *rows, int count)
 	fflush(stdout);
 }
 
-/* ---- ceilings, host cost, the streaming calls -------------------------------------------------------------------- */
+/* ---- ceilings, host cost, plan cost ------------------------------------------------------------------------------ */
 
 struct copies {
 	char *data;
@@ -469,135 +427,12 @@ static void host_cost(void)
 	free_problem(&p);
 }
 
-struct stream_calls {
-	struct fmla_merge_args merge;
-	struct fmla_kv_append_args append;
-	struct fmla_tensor t[9];
-	char *partial, *merged, *latent, *rope, *cache;
-	size_t partial_bytes, merged_bytes, latent_bytes, rope_bytes, cache_bytes;
-};
-
-static void merge_layer(void *arg, int layer, cudaStream_t stream)
-{
-	struct stream_calls *c = arg;
-	c->t[0].data = c->partial + (size_t)layer * c->partial_bytes;
-	c->t[2].data = c->merged + (size_t)layer * c->merged_bytes;
-	c->merge.stream = stream;
-	fmla(fmla_merge(run.ctx, &c->merge), "fmla_merge");
-}
-
-static void append_layer(void *arg, int layer, cudaStream_t stream)
-{
-	struct stream_calls *c = arg;
-	c->t[4].data = c->latent + (size_t)layer * c->latent_bytes;
-	c->t[5].data = c->rope + (size_t)layer * c->rope_bytes;
-	c->t[7].data = c->cache + (size_t)layer * c->cache_bytes;
-	c->append.stream = stream;
-	fmla(fmla_kv_append(run.ctx, &c->append), "fmla_kv_append");
-}
-
-/* Copies of the size of one streaming call: every second layer's buffer into the one behind it. */
-static void copy_pairs(void *arg, int layer, cudaStream_t stream)
-{
-	const struct copies *c = arg;
-	const size_t half = (size_t)(c->count / 2) * READ_PAGE_BYTES;
-	char *from = c->data + (size_t)layer * 2 * half;
-	CUDA(cudaMemcpyAsync(from + half, from, half, cudaMemcpyDeviceToDevice, stream));
-}
-
-static void print_stream(const char *what, double bytes, struct timing t)
-{
-	printf("%-58s %8.2f us (min %.2f)  %5.0f GB/s  %5.1f%% of copy\n", what, t.median_us, t.min_us,
-	       bytes / t.median_us / 1e3, 100 * bytes / t.median_us / 1e3 / run.copy_gbs);
-	fflush(stdout);
-}
-
-/* merge and kv_append against the copy ceiling; eight layers of distinct buffers, more than 64 MB each. */
-static void streaming_calls(void)
-{
-	enum { LAYERS = 8, N = 4 };
-	const struct fmla_dtype bf16 = FMLA_BF16, fp32 = FMLA_FP32, int32 = FMLA_INT32;
-	const struct fmla_device gpu = {FMLA_DEVICE_CUDA, 0};
-	int64_t b = 128, h = 128, n = 65536, pages = 1024 + 16, page = 64;
-	int64_t in[5] = {N, b, 1, h, D_V}, in_lse[4] = {N, b, h, 1}, out[4] = {b, 1, h, D_V}, lse[3] = {b, h, 1};
-	int64_t latent[2] = {n, D_V}, rope[2] = {n, D_QK - D_V}, cache[4] = {pages, page, 1, D_QK};
-	const size_t rows = (size_t)(b * h);
-	struct stream_calls c = {.partial_bytes = N * rows * D_V * 2,
-	                         .merged_bytes = rows * D_V * 2,
-	                         .latent_bytes = (size_t)n * D_V * 2,
-	                         .rope_bytes = (size_t)n * (D_QK - D_V) * 2,
-	                         .cache_bytes = (size_t)(pages * page) * D_QK * 2};
-	c.partial = device_alloc(c.partial_bytes * LAYERS * 2); /* once more for fp32 */
-	c.merged = device_alloc(c.merged_bytes * LAYERS * 2);
-	c.latent = device_alloc(c.latent_bytes * LAYERS);
-	c.rope = device_alloc(c.rope_bytes * LAYERS);
-	c.cache = device_alloc(c.cache_bytes * LAYERS);
-	CUDA(fill_normal(c.partial, c.partial_bytes * LAYERS, 1, 0, 1, NULL));
-	CUDA(fill_normal(c.latent, c.latent_bytes * LAYERS / 2, 1, 0, 2, NULL));
-	CUDA(fill_normal(c.rope, c.rope_bytes * LAYERS / 2, 1, 0, 3, NULL));
-	float *partial_lse = device_alloc(N * rows * sizeof(float)), *merged_lse = device_alloc(rows * sizeof(float));
-	CUDA(fill_floats(partial_lse, N * rows, 4, NULL));
-	int32_t *slots = malloc((size_t)(pages * page) * sizeof(*slots));
-	must(slots != NULL, "slots", "out of memory");
-	shuffle(slots, pages * page, 9);
-	int32_t *scattered = upload(slots, (size_t)n * sizeof(*slots));
-	for (int64_t i = 0; i < n; i++)
-		slots[i] = (int32_t)i;
-	int32_t *in_order = upload(slots, (size_t)n * sizeof(*slots));
-	free(slots);
-
-#define T(i, p, type, dims, array) \
-	c.t[i] = (struct fmla_tensor){.data = (p), .device = gpu, .ndim = (dims), .dtype = (type), .shape = (array)}
-	T(0, c.partial, bf16, 5, in);
-	T(1, partial_lse, fp32, 4, in_lse);
-	T(2, c.merged, bf16, 4, out);
-	T(3, merged_lse, fp32, 3, lse);
-	T(4, c.latent, bf16, 2, latent);
-	T(5, c.rope, bf16, 2, rope);
-	T(6, scattered, int32, 1, &n);
-	T(7, c.cache, bf16, 4, cache);
-#undef T
-	c.merge = (struct fmla_merge_args){
-	    .struct_size = sizeof(c.merge), .partial_out = &c.t[0], .partial_lse = &c.t[1], .out = &c.t[2], .lse = &c.t[3]};
-	c.append = (struct fmla_kv_append_args){.struct_size = sizeof(c.append),
-	                                        .kv_latent = &c.t[4],
-	                                        .k_rope = &c.t[5],
-	                                        .slot_mapping = &c.t[6],
-	                                        .kv_cache = &c.t[7]};
-	printf("\nstreaming calls (%d layers with their own buffers)\n", LAYERS);
-	const double lse_bytes = (N + 1) * (double)rows * 4;
-	print_stream("fmla_merge of 4, bf16, 16,384 rows: 84 MB", (double)(c.partial_bytes + c.merged_bytes) + lse_bytes,
-	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
-	in[0] = in_lse[0] = 2;
-	print_stream("fmla_merge of 2, bf16, 16,384 rows: 50 MB",
-	             (double)(c.partial_bytes / 2 + c.merged_bytes) + lse_bytes * 3 / 5,
-	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
-	in[0] = in_lse[0] = N;
-	c.t[0].dtype = c.t[2].dtype = fp32;
-	c.partial_bytes *= 2;
-	c.merged_bytes *= 2;
-	print_stream("fmla_merge of 4, fp32, 16,384 rows: 168 MB", (double)(c.partial_bytes + c.merged_bytes) + lse_bytes,
-	             time_burst(merge_layer, &c, LAYERS, &run.sensors));
-	struct copies copy = {.data = c.latent, .count = (int32_t)(c.latent_bytes * 2 / READ_PAGE_BYTES)};
-	print_stream("cudaMemcpyAsync of 67 MB: 134 MB", (double)copy.count / 2 * READ_PAGE_BYTES * 2,
-	             time_burst(copy_pairs, &copy, LAYERS / 2, &run.sensors));
-	const double append_bytes = (double)n * (2 * D_QK * 2 + 4);
-	print_stream("fmla_kv_append, 65,536 rows to random slots: 151 MB", append_bytes,
-	             time_burst(append_layer, &c, LAYERS, &run.sensors));
-	c.t[6].data = in_order;
-	print_stream("fmla_kv_append, 65,536 rows in order: 151 MB", append_bytes,
-	             time_burst(append_layer, &c, LAYERS, &run.sensors));
-	void *const all[] = {c.partial, c.merged, c.latent, c.rope, c.cache, partial_lse, merged_lse, scattered, in_order};
-	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-		CUDA(cudaFree(all[i]));
-}
-
 static void plan_layer(void *arg, int layer, cudaStream_t stream)
 {
 	struct problem *p = arg;
 	(void)layer;
 	p->args.stream = stream;
-	fmla(fmla_plan(run.ctx, &p->args), "fmla_plan");
+	fmla(run.ctx, fmla_plan(run.ctx, &p->args), "fmla_plan");
 }
 
 static void plan_cost(void)
@@ -635,6 +470,7 @@ static void open_device(void)
 static bool parse(int argc, char **argv)
 {
 	run.o.mode = "all";
+	run.o.page = 64;
 	for (int i = 1; i < argc; i++) {
 		const struct {
 			const char *name;
@@ -651,12 +487,14 @@ static bool parse(int argc, char **argv)
 			continue;
 		if (strcmp(argv[i], "--quick") == 0)
 			run.o.quick = true;
+		else if (strcmp(argv[i], "--page") == 0 && i + 1 < argc)
+			run.o.page = strtol(argv[++i], NULL, 10);
 		else if (strcmp(argv[i], "--json") == 0)
 			run.o.json = true;
 		else
 			return false;
 	}
-	return true;
+	return run.o.page > 0 && run.o.page <= 65536 && (run.o.page == 64 || !run.o.csv);
 }
 
 static bool mode_is(const char *mode)
@@ -669,8 +507,9 @@ int main(int argc, char **argv)
 	if (!parse(argc, argv)) {
 		fprintf(stderr,
 		        "usage: bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|stream|all] [--csv FILE] [--json] "
-		        "[--svg FILE]\n"
+		        "[--svg FILE] [--page N]\n"
 		        "  --rows TEXT  rows whose \"burst b=1 s_q=1 h_q=16 s_k=4096 varlen=0 \" holds TEXT\n"
+		        "  --page N     tokens in a page instead of 64; the baselines' are 64, so without --csv\n"
 		        "  --quick      burst figures only\n");
 		return 2;
 	}
@@ -682,7 +521,7 @@ int main(int argc, char **argv)
 		table("burst", rows, burst_rows(rows));
 	}
 	if (mode_is("stream") && !run.o.quick) {
-		streaming_calls();
+		streaming_calls(run.ctx, &run.sensors, run.copy_gbs);
 		plan_cost();
 	}
 	if (mode_is("sustained") && !run.o.quick)

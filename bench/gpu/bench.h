@@ -4,6 +4,8 @@
 #ifndef BENCH_GPU_H
 #define BENCH_GPU_H
 
+#include "flash_mla.h"
+
 #include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -61,5 +63,16 @@ struct timing time_burst(layer_fn layer, void *arg, int layers, const struct sen
 struct timing time_sustained(layer_fn layer, void *arg, int layers, double seconds, const struct sensors *s);
 
 double wall_seconds(void);
+
+/* ---- data.c ---- */
+enum { D_QK = 576, D_V = 512 };
+double uniform(uint64_t *state);                    /* in (0, 1) */
+void shuffle(int32_t *x, int64_t n, uint64_t seed); /* 0 ... n - 1 in random order */
+void *device_alloc(size_t bytes);
+void *upload(const void *host, size_t bytes);
+void fmla(fmla_ctx *ctx, fmla_status status, const char *what); /* must, for calls of the library */
+
+/* ---- stream.c ---- */
+void streaming_calls(fmla_ctx *ctx, const struct sensors *sensors, double copy_gbs);
 
 #endif
