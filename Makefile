@@ -69,6 +69,7 @@ CLI      := $(if $(CLI_SRC),$(BUILD)/flashmla)
 
 FUZZERS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+TESTS    := $(filter-out $(if $(shell command -v $(CXX)),,%/test_portable),$(TESTS)) # which compiles a .cu as C++
 EXAMPLES := $(patsubst examples/%.c,$(BUILD)/examples/%,$(wildcard examples/*.c))
 
 .PHONY: all lib cli examples demo check check-gpu bench bench-gpu lint format install mutants fuzz coverage help clean tests fuzzers
@@ -173,6 +174,13 @@ $(BUILD)/tests/test_cli: $(filter-out %/flashmla.c.o,$(CLI_OBJ))
 $(BUILD)/tests/test_%: $(BUILD)/obj/tests/test_%.c.o $(SHARED_OBJ) $(INNER_LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Host tests of a CUDA kernel: decode_mma.cu as C++, see tests/mma_emulator.cpp.
+$(BUILD)/obj/tests/mma_emulator.cpp.o: tests/mma_emulator.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) -Itests -std=c++17 $(OPT) -Wall -Wextra -Wno-unknown-pragmas $(EXTRA_CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/tests/test_portable: $(BUILD)/obj/tests/mma_emulator.cpp.o
+$(BUILD)/tests/test_portable: LDLIBS += -lstdc++
 
 # The command's parts, for the fuzz targets: the linker takes what they use.
 $(BUILD)/obj/cli.a: $(CLI_OBJ)

@@ -50,6 +50,7 @@ programs() { # programs FOLDER [PATTERN]: every test program in it; PATTERN: for
 stage() { case " $stages " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 
 need cmocka.h libcmocka-dev || { echo 'make check needs cmocka'; exit 1; }
+need g++ g++ || { echo 'SKIP: test_portable does not run'; skip; }
 
 if stage unit; then
 	build build/cpu tests

@@ -3,13 +3,13 @@
 #
 # Plants the five bugs that kernels of this kind get into a copy of the sources, and expects each runner that can see a
 # bug to see it: emulator (three orders), emulator with ASan, PoCL, oclgrind.  A runner that is not here is a SKIP line.
+# Then some bugs of decode_mma.cu, which the emulator of its instructions must see.
 #     tests/portable_mutants.sh
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/need.sh
 need cmocka.h libcmocka-dev || exit 1
 tree=$PWD/build/portable_mutants
-kernel=src/portable/decode.h
 passed=0 failed=0
 rm -rf "$tree"
 mkdir -p "$tree"
@@ -31,6 +31,7 @@ build() {
 
 # Each fails when it sees something wrong.
 run_emulator() { timeout 120 "$tree/build/plain/tests/test_portable" '* | h_q=3 s_k=65'; }
+run_mma() { timeout 240 "$tree/build/plain/tests/test_portable" 'mma | *page=*'; }
 run_asan() { ASAN_OPTIONS=detect_stack_use_after_return=0 timeout 240 "$tree/build/asan/tests/test_portable" '* | h_q=3 s_k=65'; }
 run_opencl() { # FOLDER-WITH-ICD
 	OCL_ICD_VENDORS=$tree/$1 FMLA_PROGRAM_CACHE=off POCL_KERNEL_CACHE=0 OCLGRIND_DATA_RACES=1 \
@@ -46,7 +47,7 @@ run_oclgrind() {
 # runner NAME: 0 when it is here
 here() {
 	case $1 in
-	emulator | asan) return 0 ;;
+	emulator | asan | mma) return 0 ;;
 	pocl) [ $pocl = 1 ] ;;
 	oclgrind) [ $oclgrind = 1 ] ;;
 	esac
@@ -65,7 +66,8 @@ expect() { # expect MUTANT RUNNER pass|fail
 	fi
 }
 
-mutant() { # mutant NAME OLD NEW RUNNER...: the first line with OLD; every runner named must fail
+kernel=src/portable/decode.h
+mutant() { # mutant NAME OLD NEW RUNNER...: the first line with OLD in $kernel; every runner named must fail
 	local name=$1 old=$2 new=$3 runner
 	shift 3
 	if ! OLD=$old NEW=$new awk '
@@ -81,10 +83,11 @@ mutant() { # mutant NAME OLD NEW RUNNER...: the first line with OLD; every runne
 	for runner; do
 		expect "$name" "$runner" fail
 	done
+	cp "$kernel" "$tree/$kernel"
 }
 
 build >"$tree/log" 2>&1 || { tail "$tree/log"; exit 1; }
-for runner in emulator asan pocl oclgrind; do
+for runner in emulator asan pocl oclgrind mma; do
 	expect 'no bug' $runner pass
 done
 mutant 'A, no barrier before K is overwritten' 'PK_SYNC(); /* K, S, P and scaling are free' '; /*' emulator asan oclgrind
@@ -92,6 +95,16 @@ mutant 'B, no barrier after P' 'PK_SYNC(); /* P is there */' ';' emulator asan p
 mutant 'C, reads past the end of Q' 'w < words; w += PK_TILE_KEYS)' 'w <= words; w += PK_TILE_KEYS)' emulator asan oclgrind
 mutant 'D, writes past a local array' 'scaling[my_row] = factor' 'scaling[my_row + (my_row == PK_TILE_ROWS - 1 || rows == 3 ? PK_TILE_ROWS : 0)] = factor' emulator asan oclgrind
 mutant 'E, a barrier in a branch' 'PK_SYNC(); /* P is there */' 'if (t < 100) PK_SYNC();' emulator asan oclgrind
+
+# decode_mma.cu: only the plain build of the emulator
+build() { make -s -C "$tree" -j"$(nproc)" CUDA=0 OPT=-O1 BUILD=build/plain build/plain/tests/test_portable; }
+kernel=src/portable/decode_mma.cu
+mutant 'mma, waits for one tile less' 'copy_wait<T::SLOTS - 2>()' 'copy_wait<T::SLOTS - 1>()' mma
+mutant 'mma, no barrier before a slot is filled' '__syncthreads(); /* the next tile is there' '; /*' mma
+mutant 'mma, no barrier before P is read' 'moved = __syncthreads_or(softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg));' \
+	'moved = softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg);' mma
+mutant 'mma, no barrier in the exchange' 'barrier_of(1 + rg, 32 * T::DG);' '' mma
+mutant 'mma, a slot is filled again too early' 'start + T::SLOTS * T::KEYS, slot, page' 'start + T::SLOTS * T::KEYS, slot + T::SLOT_BYTES, page' mma
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

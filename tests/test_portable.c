@@ -11,6 +11,7 @@
 #include "check.h"
 #include "close.h"
 #include "emulator.h"
+#include "mma_emulator.h"
 #include "portable/host.h"
 #include "subjects.h"
 
@@ -22,7 +23,9 @@
 
 /* ---- calls ------------------------------------------------------------------------------------------------------- */
 
-static bool use_waves; /* decode_wave.h instead of decode.h */
+/* Which decode kernel: decode.h, decode_wave.h, decode_mma.cu. */
+enum decoder { SCALAR, WAVES, MMA };
+static enum decoder decoder;
 
 static void run_kernel(const void *argument)
 {
@@ -35,13 +38,13 @@ static void run_kernel(const void *argument)
 		fmla_pk_plan(b[0], b[1], b[2], b[3], c->shape.decode);
 		break;
 	case PK_DECODE_BF16:
-		if (use_waves)
+		if (decoder == WAVES)
 			fmla_pk_wave_bf16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
 		else
 			fmla_pk_decode_bf16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
 		break;
 	case PK_DECODE_FP16:
-		if (use_waves)
+		if (decoder == WAVES)
 			fmla_pk_wave_fp16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
 		else
 			fmla_pk_decode_fp16(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], c->shape.decode);
@@ -65,19 +68,45 @@ static void run_kernel(const void *argument)
 
 static void run_call(struct pk_call call, enum emulator_order order)
 {
+	if (decoder == MMA && (call.kernel == PK_DECODE_BF16 || call.kernel == PK_DECODE_FP16))
+		fail_msg("decode_mma.cu has its own buffers");
 	if (!emulator_run(run_kernel, &call, call.groups, order))
 		fail_msg("%s: %s", pk_kernel_name[call.kernel], emulator.error);
 }
 
+/* Plan, decode and combine, in a workspace of just the size that is needed. */
+static struct pk_target target_of(const struct problem *p)
+{
+	const int mma_rows = p->rows <= 16 ? 16 : p->rows <= 32 ? 32 : 64;
+	return (struct pk_target){6, decoder == MMA ? mma_rows : PK_PORTABLE_ROWS};
+}
+
+static void run_decode(const struct problem *p, enum emulator_order order)
+{
+	const struct pk_target target = target_of(p);
+	const struct pk_call call = pk_decode_call(p, target);
+	run_call(pk_own_plan_call(p, target), order);
+	if (decoder == MMA) {
+		const struct mma_buffers g = pk_mma_buffers(p, &call);
+		const char *error = mma_emulate(&call.shape.decode, &g, call.groups, (int)order);
+		if (error)
+			fail_msg("decode_mma: %s", error);
+	} else {
+		run_call(call, order);
+	}
+	if (pk_splits_requests(p, target))
+		run_call(pk_combine_call(p, target), order);
+}
+
 /* ---- one case ------------------------------------------------------------------------------------------------------ */
 
-enum { WORKERS = 6, FEW_TILES = 48, MOST_TILES = 300, WAVE_TILES = 40 };
+enum { FEW_TILES = 48, MOST_TILES = 300, WAVE_TILES = 40, MMA_TILES = 160 };
 
 struct job {
 	char name[CASE_LINE];
 	const char *line;
 	enum emulator_order order;
-	bool waves;
+	enum decoder decoder;
 };
 
 static int64_t key_tiles(const struct test_case *c)
@@ -113,14 +142,13 @@ static void compare_plans(const struct problem *p, struct pk_target target, enum
 static void test_case_in_order(void **state)
 {
 	const struct job *job = *state;
-	const struct pk_target target = {WORKERS, PK_PORTABLE_ROWS};
 	struct test_case c;
 	struct data d;
 	struct result want, got;
 	struct problem p;
 	char why[256];
 	bool ok;
-	use_waves = job->waves;
+	decoder = job->decoder;
 	assert_true(case_parse(job->line, &c, why, sizeof(why)));
 	data_make(&d, &c);
 	fmla_ctx *ctx = subject_context(&(struct subject){.name = "oracle", .backend = "ref", .threads = 1});
@@ -129,14 +157,11 @@ static void test_case_in_order(void **state)
 	assert_ok(ctx, check_decode(ctx, &d.args, CHECK_DECODE, &p));
 	data_poison_outputs(&d);
 
-	const size_t bytes = pk_workspace_size(&p, target);
+	const size_t bytes = pk_workspace_size(&p, target_of(&p));
 	p.workspace = guarded_alloc(bytes, 256);
 	memset(p.workspace, 0xff, bytes);
-	compare_plans(&p, target, job->order);
-	run_call(pk_own_plan_call(&p, target), job->order);
-	run_call(pk_decode_call(&p, target), job->order);
-	if (pk_splits_requests(&p, target))
-		run_call(pk_combine_call(&p, target), job->order);
+	compare_plans(&p, target_of(&p), job->order);
+	run_decode(&p, job->order);
 	guarded_free(p.workspace, bytes);
 	ok = data_result(&d, &got);
 	const bool close = close_results(&got, &want, why, sizeof(why));
@@ -154,8 +179,7 @@ static void test_case_in_order(void **state)
 /* A used table entry out of range: the rows of that request are NaN, the others right, and the search names it. */
 static void test_wild_page(void **state)
 {
-	use_waves = *(const bool *)*state;
-	const struct pk_target target = {WORKERS, PK_PORTABLE_ROWS};
+	decoder = *(const enum decoder *)*state;
 	const struct test_case c = {
 	    .b = 3, .s_q = 1, .h_q = 3, .h_kv = 1, .s_k = 300, .page = 64, .causal = 1, .dqk = 576, .peak = 5, .seed = 4};
 	for (int wild = -1; wild <= 1; wild += 2) { /* negative; past the cache */
@@ -170,17 +194,15 @@ static void test_wild_page(void **state)
 		assert_ok(ctx, check_decode(ctx, &d.args, CHECK_DECODE, &p));
 		int32_t *table = (int32_t *)(uintptr_t)p.block_table;
 		table[1 * p.table_stride + 2] = wild < 0 ? -1 : (int32_t)p.num_pages;
-		const size_t bytes = pk_workspace_size(&p, target);
+		const size_t bytes = pk_workspace_size(&p, target_of(&p));
 		p.workspace = guarded_alloc(bytes, 256);
-		run_call(pk_pages_call(&p, target), ORDER_RANDOM);
+		run_call(pk_pages_call(&p, target_of(&p)), ORDER_RANDOM);
 		const int32_t *answer = p.workspace;
 		assert_int_equal(answer[0], 1);
 		assert_int_equal(answer[1], 2);
 		assert_int_equal(answer[2], table[1 * p.table_stride + 2]);
 		assert_int_equal(pk_pages_answer(ctx, &p, answer), FMLA_ERR_PAGE);
-		run_call(pk_own_plan_call(&p, target), ORDER_RANDOM);
-		run_call(pk_decode_call(&p, target), ORDER_RANDOM);
-		run_call(pk_combine_call(&p, target), ORDER_RANDOM);
+		run_decode(&p, ORDER_RANDOM);
 		ok = data_result(&d, &got);
 		assert_true(ok);
 		for (int64_t i = 0; i < got.tokens * got.h_q; i++) {
@@ -324,17 +346,21 @@ static void test_append(void **state)
 
 int main(int argc, char **argv)
 {
-	static const char *const order_names[] = {"forward", "reverse", "random", "waves"};
-	static bool no = false, yes = true;
-	enum { FIXED = 4 };
-	const size_t most = (EMULATOR_ORDERS + 1) * case_quick_count + FIXED;
+	static const char *const order_names[] = {"forward", "reverse", "random", "waves", "mma"};
+	static enum decoder decoders[] = {SCALAR, WAVES, MMA};
+	enum { FIXED = 5, KINDS = EMULATOR_ORDERS + 2 };
+	const size_t most = KINDS * case_quick_count + FIXED;
 	struct CMUnitTest *tests = calloc(most, sizeof(*tests));
 	struct job *jobs = calloc(most, sizeof(*jobs));
 	if (!tests || !jobs)
 		return 2;
 	size_t n = 0;
-	tests[n++] = (struct CMUnitTest){.name = "wild page", .test_func = test_wild_page, .initial_state = &no};
-	tests[n++] = (struct CMUnitTest){.name = "wild page, waves", .test_func = test_wild_page, .initial_state = &yes};
+	tests[n++] =
+	    (struct CMUnitTest){.name = "wild page", .test_func = test_wild_page, .initial_state = &decoders[SCALAR]};
+	tests[n++] =
+	    (struct CMUnitTest){.name = "wild page, waves", .test_func = test_wild_page, .initial_state = &decoders[WAVES]};
+	tests[n++] =
+	    (struct CMUnitTest){.name = "wild page, mma", .test_func = test_wild_page, .initial_state = &decoders[MMA]};
 	tests[n++] = (struct CMUnitTest){.name = "merge", .test_func = test_merge};
 	tests[n++] = (struct CMUnitTest){.name = "append", .test_func = test_append};
 	for (size_t i = 0; i < case_quick_count; i++) {
@@ -342,12 +368,14 @@ int main(int argc, char **argv)
 		char why[128];
 		if (!case_parse(case_table[i], &c, why, sizeof(why)))
 			return 2;
-		for (int order = 0; order <= EMULATOR_ORDERS; order++) { /* the longer cases in one order only */
-			const bool waves = order == EMULATOR_ORDERS;
-			if (key_tiles(&c) > (waves ? WAVE_TILES : order == ORDER_RANDOM ? MOST_TILES : FEW_TILES))
+		for (int order = 0; order < KINDS; order++) { /* the longer cases in one order only */
+			static const int64_t tiles[KINDS] = {FEW_TILES, FEW_TILES, MOST_TILES, WAVE_TILES, MMA_TILES};
+			const enum decoder by = order < EMULATOR_ORDERS ? SCALAR : order == EMULATOR_ORDERS ? WAVES : MMA;
+			if (key_tiles(&c) > tiles[order])
 				continue;
-			jobs[n] = (struct job){
-			    .line = case_table[i], .order = (enum emulator_order)(waves ? (int)(i % 3) : order), .waves = waves};
+			jobs[n] = (struct job){.line = case_table[i],
+			                       .order = (enum emulator_order)(by == SCALAR ? order : (int)(i % 3)),
+			                       .decoder = by};
 			snprintf(jobs[n].name, sizeof(jobs[n].name), "%s | %s", order_names[order], case_table[i]);
 			tests[n] =
 			    (struct CMUnitTest){.name = jobs[n].name, .test_func = test_case_in_order, .initial_state = &jobs[n]};

@@ -183,36 +183,12 @@ static fmla_status run_generic(struct fmla_ctx *ctx, int id, void *stream, struc
 	                    error == cudaSuccess ? FMLA_OK : fail_cuda(ctx, error, pk_kernel_name[call.kernel]));
 }
 
-static bool even(int64_t a, int64_t b, int64_t c)
-{
-	return a % 2 == 0 && b % 2 == 0 && c % 2 == 0;
-}
-
 static fmla_status run_mma(struct fmla_ctx *ctx, const struct problem *p, const struct pk_call *call)
 {
-	const struct pk_shape *shape = &call->shape.decode;
-	char *const workspace = p->workspace;
-	int shift = 0, previous;
-	while ((int64_t)1 << shift < p->page)
-		shift++;
-	const struct mma_buffers g = {
-	    .q = p->q,
-	    .kv = p->kv,
-	    .table = p->block_table,
-	    .lens = p->cache_seqlens,
-	    .cu = p->cu_seqlens_q,
-	    .sink = p->attn_sink,
-	    .out = p->out,
-	    .lse = p->lse,
-	    .parts = (const struct part *)(const void *)(workspace + shape->ws_parts),
-	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
-	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
-	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
-	    .q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h),
-	    .out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h),
-	};
+	const struct mma_buffers g = pk_mma_buffers(p, call);
+	int previous;
 	TRY(enter_device(ctx, p->device.id, &previous));
-	const cudaError_t error = fmla_mma_launch(shape, &g, call->groups, p->stream);
+	const cudaError_t error = fmla_mma_launch(&call->shape.decode, &g, call->groups, p->stream);
 	return leave_device(ctx, p->device.id, previous,
 	                    error == cudaSuccess ? FMLA_OK : fail_cuda(ctx, error, "decode_mma"));
 }

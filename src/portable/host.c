@@ -197,6 +197,36 @@ struct pk_call pk_decode_call(const struct problem *p, struct pk_target t)
 	                   9, buffer);
 }
 
+static int even(int64_t a, int64_t b, int64_t c)
+{
+	return a % 2 == 0 && b % 2 == 0 && c % 2 == 0;
+}
+
+struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call *decode)
+{
+	const struct pk_shape *shape = &decode->shape.decode;
+	char *const workspace = p->workspace;
+	int shift = 0;
+	while ((int64_t)1 << shift < p->page)
+		shift++;
+	return (struct mma_buffers){
+	    .q = p->q,
+	    .kv = p->kv,
+	    .table = p->block_table,
+	    .lens = p->cache_seqlens,
+	    .cu = p->cu_seqlens_q,
+	    .sink = p->attn_sink,
+	    .out = p->out,
+	    .lse = p->lse,
+	    .parts = (const struct part *)(const void *)(workspace + shape->ws_parts),
+	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
+	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
+	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
+	    .q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h),
+	    .out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h),
+	};
+}
+
 struct pk_call pk_combine_call(const struct problem *p, struct pk_target t)
 {
 	const void *const buffer[] = {p->cache_seqlens, p->cu_seqlens_q, p->attn_sink, p->out, p->lse, p->workspace};

@@ -7,6 +7,7 @@
 
 #include "../backend.h"
 #include "../plan.h"
+#include "mma_buffers.h"
 #include "shape.h"
 
 enum pk_kernel { PK_PLAN, PK_DECODE_BF16, PK_DECODE_FP16, PK_COMBINE, PK_MERGE, PK_APPEND, PK_PAGES, PK_KERNELS };
@@ -42,6 +43,7 @@ struct pk_call pk_plan_call(const struct problem *p, struct pk_target t);     /*
 struct pk_call pk_own_plan_call(const struct problem *p, struct pk_target t); /* into the workspace, for decode */
 struct pk_call pk_pages_call(const struct problem *p, struct pk_target t);
 struct pk_call pk_decode_call(const struct problem *p, struct pk_target t);
+struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call *decode);
 struct pk_call pk_combine_call(const struct problem *p, struct pk_target t);
 struct pk_call pk_merge_call(const struct merge_problem *p);
 struct pk_call pk_append_call(const struct append_problem *p);

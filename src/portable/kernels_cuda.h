@@ -4,7 +4,7 @@
 #ifndef FMLA_PORTABLE_KERNELS_CUDA_H
 #define FMLA_PORTABLE_KERNELS_CUDA_H
 
-#include "shape.h"
+#include "mma_buffers.h"
 
 #include <cuda_runtime_api.h>
 
@@ -14,18 +14,7 @@ extern "C" {
 
 struct pk_call;
 
-/* decode_mma.cu: what decode reads and writes beside the shape; the pointers point to the tensors' first elements. */
-struct mma_buffers {
-	const uint16_t *q, *kv;
-	const int32_t *table, *lens, *cu;
-	const float *sink;
-	uint16_t *out;
-	float *lse;
-	const struct part *parts;
-	float *partial_lse, *partial_out;
-	int page_shift;         /* log2 of the page's tokens, -1: not a power of two         */
-	int q_pairs, out_pairs; /* two values may be read or written at once                 */
-};
+/* decode_mma.cu */
 
 /* For the current device: allows the kernels of this tile their shared memory, and how many fit an SM. */
 cudaError_t fmla_mma_prepare(int tile_rows, int *ctas_per_sm);

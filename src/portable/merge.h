@@ -23,6 +23,8 @@ PK_FN void pk_store(PK_GLOBAL char *base, int type, int64_t i, float x)
 
 /* ---- combine ----------------------------------------------------------------------------------------------------- */
 
+#define PK_COMBINE_DEPTH 8
+
 /* out = sum_j 2^(lse_j - lse) out_j over the pieces j of a split request, which are normalised, lse in base 2.  A group
  * takes every combine_groups-th row of the request that part number `number` starts (with chunks: of request `number`);
  * work-item t has columns t and t + PK_ITEMS.  A NaN lse poisons the row. */
@@ -63,17 +65,29 @@ PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOB
 		const int head = i / rows, r = i % rows;
 		const int64_t row = (int64_t)head * p.row_tiles * p.tile_rows + r;
 		float top = -PK_INFINITY, sum = 0.0f, a = 0.0f, b = 0.0f;
-		for (int j = 0; j < pieces; j++) {
-			const float x = partial_lse[(j == 0 ? first : second + (j - 1) * step) * slot_rows + row];
-			top = x > top || x != x ? x : top;
-		}
-		const float base = top == -PK_INFINITY ? 0.0f : top;
-		for (int j = 0; j < pieces; j++) {
-			const int64_t at = (j == 0 ? first : second + (j - 1) * step) * slot_rows + row;
-			const float w = PK_EXP2(partial_lse[at] - base);
-			sum += w;
-			a = PK_FMA(w, partial[at * D_V + t], a);
-			b = PK_FMA(w, partial[at * D_V + t + PK_ITEMS], b);
+		for (int j0 = 0; j0 < pieces; j0 += PK_COMBINE_DEPTH) { /* all loads of a round at once */
+			float lses[PK_COMBINE_DEPTH], xs[PK_COMBINE_DEPTH], ys[PK_COMBINE_DEPTH];
+			float higher = top;
+			for (int k = 0; k < PK_COMBINE_DEPTH; k++) { /* past the end: the last piece again, without weight */
+				const int j = j0 + k < pieces ? j0 + k : pieces - 1;
+				const int64_t at = (j == 0 ? first : second + (j - 1) * step) * slot_rows + row;
+				lses[k] = j0 + k < pieces ? partial_lse[at] : -PK_INFINITY;
+				xs[k] = partial[at * D_V + t];
+				ys[k] = partial[at * D_V + t + PK_ITEMS];
+			}
+			for (int k = 0; k < PK_COMBINE_DEPTH; k++)
+				higher = lses[k] > higher || lses[k] != lses[k] ? lses[k] : higher;
+			const float base = higher == -PK_INFINITY ? 0.0f : higher, shrink = PK_EXP2(top - base);
+			top = higher;
+			sum *= shrink;
+			a *= shrink;
+			b *= shrink;
+			for (int k = 0; k < PK_COMBINE_DEPTH; k++) {
+				const float w = PK_EXP2(lses[k] - base);
+				sum += w;
+				a = PK_FMA(w, xs[k], a);
+				b = PK_FMA(w, ys[k], b);
+			}
 		}
 		const float lse = sum == 0.0f ? -PK_INFINITY : top + PK_LOG2(sum);
 		const float factor = sum == 0.0f ? 0.0f : pk_sink_factor(&p, sink, head, r, lse) / sum;

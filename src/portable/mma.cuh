@@ -6,7 +6,8 @@
 
 #include <stdint.h>
 
-#define DEV static __device__ __forceinline__
+#define DEV                  static __device__ __forceinline__
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
 DEV uint32_t shared_address(const void *p)
 {

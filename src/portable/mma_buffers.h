@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mma_buffers.h - what decode_mma.cu reads and writes beside the shape; the pointers point to the tensors' first
+ * elements. */
+#ifndef FMLA_PORTABLE_MMA_BUFFERS_H
+#define FMLA_PORTABLE_MMA_BUFFERS_H
+
+#include "shape.h"
+
+struct mma_buffers {
+	const uint16_t *q, *kv;
+	const int32_t *table, *lens, *cu;
+	const float *sink;
+	uint16_t *out;
+	float *lse;
+	const struct part *parts;
+	float *partial_lse, *partial_out;
+	int page_shift;         /* log2 of the page's tokens, -1: not a power of two         */
+	int q_pairs, out_pairs; /* two values may be read or written at once                 */
+};
+
+#endif

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mma_emulator.h - src/portable/decode_mma.cu on the CPU. */
+#ifndef FMLA_TESTS_MMA_EMULATOR_H
+#define FMLA_TESTS_MMA_EMULATOR_H
+
+#include "portable/mma_buffers.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Runs `ctas` CTAs; order as enum emulator_order.  NULL, or what went wrong. */
+const char *mma_emulate(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas, int order);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
