@@ -129,4 +129,25 @@ AMX_INLINE void split_fp16(__m512i x, __m512i *hi, __m512i *lo)
 	*lo = to_bf16(bl, al);
 }
 
+/* The same in integers, three times as fast: hi is fp16 rounded to 7 bits of mantissa in another exponent, lo the three
+ * bits left.  Zeros, denormals, infinities and NaN take the way above. */
+AMX_INLINE void split_fp16_fast(__m512i x, __m512i *hi, __m512i *lo)
+{
+#define LO(exponent, rest) (short)((102 + (exponent)) << 7 | (rest))
+#define LO8                LO(0, 0x8000), LO(1, 0x8000), LO(1, 0x8040), LO(2, 0x8000), LO(1, 0x40), LO(1, 0), LO(0, 0), 0
+	const __m512i rest = _mm512_set_epi16(LO8, LO8, LO8, LO8);
+#undef LO8
+#undef LO
+	const __m512i next = _mm512_add_epi16(x, _mm512_set1_epi16(0x400)); /* exponents 0 and 31 become 1 and 0 */
+	if (__builtin_expect(_mm512_testn_epi16_mask(next, _mm512_set1_epi16(0x7800)) != 0, 0)) {
+		split_fp16(x, hi, lo);
+		return;
+	}
+	const __m512i rounded = _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(4)), 3);
+	*hi = _mm512_add_epi16(_mm512_and_si512(rounded, _mm512_set1_epi16((short)0x8fff)), _mm512_set1_epi16(112 << 7));
+	*lo = _mm512_maskz_add_epi16(_mm512_test_epi16_mask(x, _mm512_set1_epi16(7)),
+	                             _mm512_and_si512(_mm512_srai_epi16(x, 3), _mm512_set1_epi16((short)0x8f80)),
+	                             _mm512_permutexvar_epi16(x, rest));
+}
+
 #endif

@@ -17,7 +17,7 @@ static int prefetch_shares(const struct amx *a, int products)
 {
 	const int qk = SHARE_QK * a->tiles * a->keys / 16 * a->steps / 2, pv = SHARE_PV * a->tiles * a->strips * PANELS;
 	const int pack = SHARE_PACK * a->keys / 8 * PANELS;
-	return (products * (qk + pv) + (products > 1 ? 2 : 1) * pack) / 4 * 5;
+	return (products * (qk + pv) + pack) / 4 * 5;
 }
 
 AMX_FN void prefetch_from(struct amx *a, int64_t start)
@@ -40,6 +40,23 @@ AMX_FN void prefetch_from(struct amx *a, int64_t start)
 		}
 }
 
+/* Out of line: its callers are unrolled, and it leaves their vector registers alone. */
+AMX_FN __attribute__((noinline)) void prefetch_lines(struct prefetch *f, int steps)
+{
+#pragma GCC unroll 8
+	for (int g = 0; g < STREAMS; g++) {
+		const char *at = (const char *)f->at[f->row][g] + f->line * LINE;
+		if (f->far)
+			_mm_prefetch(at, _MM_HINT_T1);
+		else
+			_mm_prefetch(at, _MM_HINT_T0);
+	}
+	if (++f->line == steps) {
+		f->line = 0;
+		f->row++;
+	}
+}
+
 AMX_INLINE void prefetch(struct amx *a, int share)
 {
 	struct prefetch *f = &a->ahead;
@@ -47,16 +64,7 @@ AMX_INLINE void prefetch(struct amx *a, int share)
 	if (f->due < f->whole || f->row >= f->rows)
 		return;
 	f->due -= f->whole;
-#pragma GCC unroll 8
-	for (int g = 0; g < STREAMS; g++)
-		if (f->far)
-			_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T1);
-		else
-			_mm_prefetch((const char *)f->at[f->row][g] + f->line * LINE, _MM_HINT_T0);
-	if (++f->line == a->steps) {
-		f->line = 0;
-		f->row++;
-	}
+	prefetch_lines(f, a->steps);
 }
 
 #endif

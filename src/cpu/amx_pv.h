@@ -18,22 +18,41 @@ static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
 
 /* A panel's V in pairs of rows: B tiles of its lower and upper dims (by the order of punpck: the dims of O come out
  * permuted, see row_amx).  This packs 4 of the 16 pairs of a strip; rows past the last key become zeros. */
-AMX_INLINE void pack_quarter(struct amx *a, const struct block *b, int panel, int strip, int quarter, int fp16)
+AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, int strip, int quarter,
+                           unsigned char *panel_v, int fp16)
 {
 	const __m512i zero = _mm512_setzero_si512();
-	for (int part = 0; part <= fp16; part++) {
-		unsigned char *lower = a->v + part * a->keys * 64, *upper = lower + a->strips * TILE;
-		const unsigned char *row = b->k[part][strip * 2 + quarter / 2] + quarter % 2 * 8 * b->stride + panel * 64;
-		const int first = strip * 16 + quarter * 4;
-		prefetch(a, SHARE_PACK);
+	const unsigned char *row = b->k[strip * 2 + quarter / 2] + quarter % 2 * 8 * b->stride + panel * 64;
+	const int first = strip * 16 + quarter * 4;
+	prefetch(a, SHARE_PACK);
 #pragma GCC unroll 4
-		for (int r = first; r < first + 4; r++, row += 2 * b->stride) {
-			const __m512i x = 2 * r < b->keys ? _mm512_load_si512(row) : zero;
-			const __m512i y = 2 * r + 1 < b->keys ? _mm512_load_si512(row + b->stride) : zero;
-			_mm512_store_si512(lower + r * 64, _mm512_unpacklo_epi16(x, y));
-			_mm512_store_si512(upper + r * 64, _mm512_unpackhi_epi16(x, y));
+	for (int r = first; r < first + 4; r++, row += 2 * b->stride) {
+		const __m512i x = 2 * r < b->keys ? _mm512_load_si512(row) : zero;
+		const __m512i y = 2 * r + 1 < b->keys ? _mm512_load_si512(row + b->stride) : zero;
+		__m512i lower = _mm512_unpacklo_epi16(x, y), upper = _mm512_unpackhi_epi16(x, y);
+		unsigned char *v = panel_v + r * 64;
+		if (fp16) {
+			__m512i lower_lo, upper_lo;
+			split_fp16_fast(lower, &lower, &lower_lo);
+			split_fp16_fast(upper, &upper, &upper_lo);
+			_mm512_store_si512(v + a->keys * 64, lower_lo);
+			_mm512_store_si512(v + a->keys * 64 + a->strips * TILE, upper_lo);
 		}
+		_mm512_store_si512(v, lower);
+		_mm512_store_si512(v + a->strips * TILE, upper);
 	}
+}
+
+/* Out of line for the size of the unrolled passes. */
+AMX_FN __attribute__((noinline)) void pack_bf16(struct amx *a, const struct block *b, int panel, int strip, int quarter)
+{
+	pack_pairs(a, b, panel, strip, quarter, a->v, 0);
+}
+
+AMX_FN __attribute__((noinline)) void pack_fp16(struct amx *a, const struct block *b, int panel, int strip, int quarter,
+                                                unsigned char *v)
+{
+	pack_pairs(a, b, panel, strip, quarter, v, 1);
 }
 
 AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int fp16)
@@ -41,7 +60,10 @@ AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int 
 	for (int strip = 0; strip * 32 < b->keys; strip++)
 #pragma GCC unroll 4
 		for (int quarter = 0; quarter < 4; quarter++)
-			pack_quarter(a, b, panel, strip, quarter, fp16);
+			if (fp16)
+				pack_fp16(a, b, panel, strip, quarter, a->v);
+			else
+				pack_pairs(a, b, panel, strip, quarter, a->v, 0);
 }
 
 /* A pass: one panel of one unit. */
@@ -70,7 +92,7 @@ AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int
 		_mm_prefetch((const char *)n->next + (step * 8 + q * 2 + 1) * LINE, _MM_HINT_T0);
 	}
 	if (pack >= 0 && n->pack < PANELS)
-		pack_quarter(a, n->b, n->pack, pack, q, fp16);
+		fp16 ? pack_fp16(a, n->b, n->pack, pack, q, a->v) : pack_bf16(a, n->b, n->pack, pack, q);
 }
 
 /* Two tiles of rows by two of dims.  o0 .. o3: where C of the pass before lies; x: the first C of this pass.  C of this
@@ -173,6 +195,8 @@ AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
 /* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd. */
 AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 {
+	const int beside =
+	    products > 1 && n->pack < PANELS; /* splitting takes longer than the products: into a panel of its own */
 	START_C(0, n->to);
 	START_C(1, n->to + TILE);
 	for (int k = 0; k < n->strips; k++)
@@ -185,11 +209,18 @@ AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 			TLOAD(7, v0 + a->strips * TILE, 64);
 			TDP(1, 4, 7);
 			prefetch(a, SHARE_PV);
+			for (int quarter = product; quarter < 4 && beside; quarter += 3)
+				pack_fp16(a, n->b, n->pack, k, quarter, a->other_v);
 		}
 	TSTORE(0, n->to);
 	TSTORE(1, n->to + TILE);
-	if (n->pack < PANELS)
+	if (beside) {
+		unsigned char *v = a->v;
+		a->v = a->other_v;
+		a->other_v = v;
+	} else if (n->pack < PANELS) {
 		pack_panel(a, n->b, n->pack, products > 1);
+	}
 }
 
 AMX_INLINE void pv(struct amx *a, const struct block *b, int products)

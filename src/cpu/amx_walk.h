@@ -18,7 +18,7 @@ enum {
 };
 
 struct block {
-	const unsigned char *k[2][GROUPS]; /* [hi, lo][16 keys]: rows at `stride` */
+	const unsigned char *k[GROUPS]; /* 16 keys each, rows at `stride` */
 	int64_t stride;
 	int64_t start;
 	int keys;
@@ -28,6 +28,7 @@ struct block {
 struct pass {
 	const struct block *b;
 	int unit, group, width;
+	int splits, reads_alone; /* fp16: makes hi and lo of its keys; for itself only */
 	unsigned char *s;
 	enum { PASS_NONE, PASS_IN_TILES, PASS_STORED } state;
 };
@@ -62,8 +63,10 @@ struct amx {
 	unsigned char *q[2];    /* [hi, lo]: [tile][steps] B tiles */
 	unsigned char *s;       /* two passes */
 	unsigned char *p[2];    /* [hi, lo]: [tile][strips] A tiles */
+	unsigned char *other_v; /* fp16: the next panel, where it is packed beside the products */
 	unsigned char *v;       /* a panel: [hi, lo][lower, upper dims][strips] tiles */
 	unsigned char *o;       /* [panel][tile][lower, upper dims] C tiles */
+	unsigned char *split;   /* fp16: [k step, or turn][16 keys][hi, lo] A tiles of K */
 	unsigned char *copy[2]; /* K copied where the page cannot be read in place */
 };
 

@@ -54,8 +54,11 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	}
 	TAKE(s, 2 * PASS);
 	TAKE(v, parts * a->keys * 64);
+	TAKE(other_v, parts * a->keys * 64);
+	if (parts == 2)
+		TAKE(split, 32 * 2 * ROW_BYTES);
 	for (int i = 0; i < 2; i++)
-		TAKE(copy[i], parts * a->keys * ROW_BYTES);
+		TAKE(copy[i], a->keys * ROW_BYTES);
 #undef TAKE
 	return (at + 4095) & ~(size_t)4095;
 }
@@ -94,8 +97,8 @@ AMX_FN void pack_q(struct amx *a)
 		}
 }
 
-/* Where a block's rows of K lie: in the page when 16 keys in a row make an aligned tile of seen keys and the values are
- * bf16, else in a copy, with zeros for keys that no row sees. */
+/* Where a block's rows of K lie: in the page when 16 keys in a row make an aligned tile of seen keys, else in a copy,
+ * with zeros for keys that no row sees. */
 AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 {
 	const struct walk *w = a->w;
@@ -105,29 +108,21 @@ AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
 	b->keys = left < a->keys ? (int)left : a->keys;
 	const int rows = (b->keys + 31) / 32 * 32;
 	const int aligned = (uintptr_t)p->kv % LINE == 0 && (p->kv_page | p->kv_token | p->kv_head) * 2 % LINE == 0;
-	if (!a->fp16 && aligned && p->page % 16 == 0 && start >= w->low) {
+	if (aligned && p->page % 16 == 0 && start >= w->low) {
 		b->stride = p->kv_token * 2;
 		for (int g = 0; g < GROUPS; g++)
-			b->k[0][g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[0][g - 1];
+			b->k[g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[g - 1];
 		return;
 	}
-	unsigned char *hi = a->copy[side], *lo = hi + a->keys * ROW_BYTES;
+	unsigned char *to = a->copy[side];
 	b->stride = ROW_BYTES;
-	for (int g = 0; g < GROUPS; g++) {
-		b->k[0][g] = hi + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
-		b->k[1][g] = lo + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
-	}
-	for (int i = 0; i < rows; i++, hi += ROW_BYTES, lo += ROW_BYTES) {
+	for (int g = 0; g < GROUPS; g++)
+		b->k[g] = to + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
+	for (int i = 0; i < rows; i++, to += ROW_BYTES) {
 		const int seen = i < b->keys && start + i >= w->low;
 		const unsigned char *from = seen ? cpu_key(w, start + i) : NULL;
-		for (int c = 0; c < a->steps; c++) {
-			__m512i x = seen ? _mm512_loadu_si512(from + c * 64) : _mm512_setzero_si512(), rest;
-			if (a->fp16) {
-				split_fp16(x, &x, &rest);
-				_mm512_store_si512(lo + c * 64, rest);
-			}
-			_mm512_store_si512(hi + c * 64, x);
-		}
+		for (int c = 0; c < a->steps; c++)
+			_mm512_store_si512(to + c * 64, seen ? _mm512_loadu_si512(from + c * 64) : _mm512_setzero_si512());
 	}
 }
 
@@ -159,7 +154,47 @@ AMX_FN void queue_last(struct amx *a)
 	soft_queue(a, &a->soft[1], l->b, l->unit * 2 + wide, wide ? key : key + 32, l->s + 2 * TILE);
 }
 
-/* One k step.  `turn`: the first of a pass, where C of the last pass leaves the tiles. */
+/* fp16: hi and lo of one k step of a pass are made while the products of the step before run, by the first pass of a
+ * strip.  They stay in L1, two steps of them in turn, when no other pass needs them. */
+AMX_INLINE unsigned char *split_tiles(const struct amx *a, const struct pass *p, int step)
+{
+	return a->split + (p->reads_alone ? step % 2 * 8 : step * 4) * TILE;
+}
+
+AMX_FN __attribute__((noinline)) void split_group(const struct amx *a, const struct pass *p, int step, int group)
+{
+	const unsigned char *row = p->b->k[p->group + group] + step * 64;
+	unsigned char *to = split_tiles(a, p, step) + group * 2 * TILE;
+#pragma GCC unroll 4
+	for (int r = 0; r < 16; r++, row += p->b->stride) {
+		__m512i hi, lo;
+		split_fp16_fast(_mm512_load_si512(row), &hi, &lo);
+		_mm512_store_si512(to + r * 64, hi);
+		_mm512_store_si512(to + TILE + r * 64, lo);
+	}
+}
+
+/* A tile of keys: in the page, or hi or lo of it. */
+#define LOAD_K(reg, i)                                                                    \
+	do {                                                                                  \
+		if (products > 1)                                                                 \
+			TLOAD(reg, split_tiles(a, now, step) + ((i)*2 + side_a[product]) * TILE, 64); \
+		else                                                                              \
+			TLOAD(reg, now->b->k[now->group + (i)] + step * 64, now->b->stride);          \
+	} while (0)
+
+/* What follows the products of C number `c`. */
+AMX_INLINE void qk_between(struct amx *a, const struct pass *now, int step, int width, int product, int products, int c)
+{
+	prefetch(a, SHARE_QK);
+	if (products == 1 || !now->splits || step + 1 >= a->steps)
+		return;
+	if (width == 2 ? c == 0 && product < 2 : c == 0 || (c == 2 && product == 1))
+		split_group(a, now, step + 1, width == 2 ? product : c == 2 ? 3 : product);
+}
+
+/* One k step.  `turn`: the first of a pass, where C of the last pass leaves the tiles.  Of the three products of fp16
+ * the second keeps B in its tiles. */
 #define TURN_C(reg)       \
 	do {                  \
 		if (turn) {       \
@@ -169,49 +204,47 @@ AMX_FN void queue_last(struct amx *a)
 	} while (0)
 AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn)
 {
-	const int64_t stride = now->b->stride;
 #pragma GCC unroll 3
 	for (int product = 0; product < products; product++, turn = 0) {
-		const unsigned char *const *k = &now->b->k[side_a[product]][now->group];
 		const unsigned char *q = a->q[side_b[product]] + (now->unit * 2 * a->steps + step) * TILE;
 		if (width == 2) {
-			TLOAD(4, k[0] + step * 64, stride);
-			if (product != 1)
+			LOAD_K(4, 0);
+			if (product != 1) {
 				TLOAD_T1(6, q, 64);
+				TLOAD_T1(7, q + a->steps * TILE, 64);
+			}
+			LOAD_K(5, 1);
 			TURN_C(0);
 			TDP(0, 4, 6);
-			prefetch(a, SHARE_QK);
-			if (product != 1)
-				TLOAD_T1(7, q + a->steps * TILE, 64);
+			qk_between(a, now, step, width, product, products, 0);
 			TURN_C(1);
 			TDP(1, 4, 7);
-			prefetch(a, SHARE_QK);
-			TLOAD(5, k[1] + step * 64, stride);
+			qk_between(a, now, step, width, product, products, 1);
 			TURN_C(2);
 			TDP(2, 5, 6);
-			prefetch(a, SHARE_QK);
+			qk_between(a, now, step, width, product, products, 2);
 			TURN_C(3);
 			TDP(3, 5, 7);
-			prefetch(a, SHARE_QK);
+			qk_between(a, now, step, width, product, products, 3);
 		} else {
 			if (product != 1)
-				TLOAD_T1(6, q, 64);
-			TLOAD(4, k[0] + step * 64, stride);
+				TLOAD(6, q, 64);
+			LOAD_K(4, 0);
 			TURN_C(0);
 			TDP(0, 4, 6);
-			prefetch(a, SHARE_QK);
-			TLOAD(5, k[1] + step * 64, stride);
+			qk_between(a, now, step, width, product, products, 0);
+			LOAD_K(5, 1);
 			TURN_C(1);
 			TDP(1, 5, 6);
-			prefetch(a, SHARE_QK);
-			TLOAD(4, k[2] + step * 64, stride);
+			qk_between(a, now, step, width, product, products, 1);
+			LOAD_K(4, 2);
 			TURN_C(2);
 			TDP(2, 4, 6);
-			prefetch(a, SHARE_QK);
-			TLOAD(5, k[3] + step * 64, stride);
+			qk_between(a, now, step, width, product, products, 2);
+			LOAD_K(5, 3);
 			TURN_C(3);
 			TDP(3, 5, 6);
-			prefetch(a, SHARE_QK);
+			qk_between(a, now, step, width, product, products, 3);
 		}
 	}
 }
@@ -220,6 +253,9 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products)
 {
 	int step = 0;
+	if (products > 1 && now.splits)
+		for (int group = 0; group < 4 / width; group++)
+			split_group(a, &now, 0, group);
 	qk_step(a, &now, step++, width, products, 1);
 	if (a->last.state != PASS_NONE) {
 		queue_last(a);
@@ -269,7 +305,14 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 				const int width = unit_width(a, unit);
 				if (width == 1 && group % 4 != 0)
 					continue;
-				const struct pass now = {b, unit, group, width, a->s + turn * PASS, PASS_IN_TILES};
+				const struct pass now = {.b = b,
+				                         .unit = unit,
+				                         .group = group,
+				                         .width = width,
+				                         .splits = width == 1 || unit == 0,
+				                         .reads_alone = width == 1 || a->tiles < 4,
+				                         .s = a->s + turn * PASS,
+				                         .state = PASS_IN_TILES};
 				turn ^= 1;
 				if (width == 2)
 					qk_pass(a, now, 2, products);
