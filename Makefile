@@ -178,7 +178,7 @@ $(BUILD)/tests/test_%: $(BUILD)/obj/tests/test_%.c.o $(SHARED_OBJ) $(INNER_LIB)
 # Host tests of a CUDA kernel: decode_mma.cu as C++, see tests/mma_emulator.cpp.
 $(BUILD)/obj/tests/mma_emulator.cpp.o: tests/mma_emulator.cpp Makefile
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) -Itests -std=c++17 $(OPT) -Wall -Wextra -Wno-unknown-pragmas $(EXTRA_CFLAGS) -MMD -MP -c -o $@ $<
+	$(CXX) $(CPPFLAGS) -Itests -std=c++17 $(OPT) -O1 -Wall -Wextra -Wno-unknown-pragmas $(EXTRA_CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/tests/test_portable: $(BUILD)/obj/tests/mma_emulator.cpp.o
 $(BUILD)/tests/test_portable: LDLIBS += -lstdc++
 

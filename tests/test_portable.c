@@ -100,7 +100,7 @@ static void run_decode(const struct problem *p, enum emulator_order order)
 
 /* ---- one case ------------------------------------------------------------------------------------------------------ */
 
-enum { FEW_TILES = 48, MOST_TILES = 300, WAVE_TILES = 40, MMA_TILES = 160 };
+enum { FEW_TILES = 32, MOST_TILES = 200, WAVE_TILES = 40, MMA_TILES = 120 };
 
 struct job {
 	char name[CASE_LINE];
