@@ -68,7 +68,9 @@ FMLA_API const char *fmla_status_string(fmla_status status);
 
 /* The memory layout of DLPack's DLTensor (dlpack.h, ABI 0.6 and later): a `DLTensor *` may be cast to
  * `struct fmla_tensor *`.  Strides count elements; strides == NULL means dense row-major.  `data` points to device
- * memory when `device` is not the CPU; the struct itself, shape and strides always live on the host. */
+ * memory when `device` is not the CPU; the struct itself, shape and strides always live on the host.
+ * OpenCL: `data` is a cl_mem, as in DLPack, and byte_offset counts from its start; so is `workspace` of the calls below,
+ * and `stream` is an in-order cl_command_queue on the tensors' device, never NULL. */
 struct fmla_device {
 	int32_t type; /* enum fmla_device_type, the values of DLDeviceType */
 	int32_t id;   /* ordinal of the device                             */
@@ -131,13 +133,14 @@ typedef struct fmla_ctx fmla_ctx;
 
 struct fmla_ctx_options {
 	size_t struct_size;
-	const char
-	    *backend; /* "ref", "cpu", "cuda", "portable-cuda", "opencl"; NULL: the best one for the tensors' device */
+	const char *
+	    backend; /* "ref", "cpu", "cuda", "portable-cuda", "opencl", "hip"; NULL: the best one for the tensors' device */
 	int32_t num_threads; /* threads of CPU backends; 0: all that OpenMP offers */
 };
 
 /* Creates a context.  options may be NULL.  Environment: FMLA_CPU=amx|avx512|avx2|c|ref caps the CPU variant; an
- * unknown value, or an unknown or unavailable backend name, is an error. On failure *ctx holds a context that only
+ * unknown value, or an unknown or unavailable backend name, is an error.  FMLA_PROGRAM_CACHE=off|DIR: where compiled
+ * OpenCL programs are kept; default $XDG_CACHE_HOME/flash_mla or ~/.cache/flash_mla. On failure *ctx holds a context that only
  * carries the sentence for fmla_last_error() (or NULL without memory); destroy it as usual. */
 FMLA_API fmla_status fmla_ctx_create(fmla_ctx **ctx, const struct fmla_ctx_options *options);
 FMLA_API void fmla_ctx_destroy(fmla_ctx *ctx); /* NULL is allowed */
