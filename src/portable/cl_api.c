@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <string.h>
 
+/* The library stays loaded: drivers behind it keep threads and memory that unloading would cut off or leak. */
 const char *cl_open(struct cl_api *cl)
 {
 	*cl = (struct cl_api){.library = dlopen("libOpenCL.so.1", RTLD_NOW | RTLD_LOCAL)};
@@ -19,15 +20,8 @@ const char *cl_open(struct cl_api *cl)
 	CL_FUNCTIONS(F)
 #undef F
 	if (missing)
-		cl_close(cl);
+		cl->library = NULL;
 	return missing;
-}
-
-void cl_close(struct cl_api *cl)
-{
-	if (cl->library)
-		dlclose(cl->library);
-	cl->library = NULL;
 }
 
 void cl_list_devices(const struct cl_api *cl, struct cl_devices *devices)

@@ -92,9 +92,8 @@ struct cl_devices {
 	} at[CL_MOST_DEVICES];
 };
 
-/* Loads the loader.  NULL, or a sentence that says what is missing; then nothing is left open. */
+/* Loads the loader, for good.  NULL, or a sentence that says what is missing. */
 const char *cl_open(struct cl_api *cl);
-void cl_close(struct cl_api *cl);
 
 void cl_list_devices(const struct cl_api *cl, struct cl_devices *devices);
 

@@ -311,8 +311,6 @@ static void opencl_release(struct fmla_ctx *ctx)
 		return;
 	for (int i = 0; i < st->programs; i++)
 		release_program(st, &st->program[i]);
-	if (!st->trouble)
-		cl_close(&st->cl);
 	free(st);
 	ctx->opencl_state = NULL;
 }
