@@ -58,6 +58,15 @@ struct problem {
 	} at;
 };
 
+/* log2 of a page's tokens; -1: not a power of two. */
+static inline int page_shift(const struct problem *p)
+{
+	int shift = 0;
+	while ((int64_t)1 << shift < p->page)
+		shift++;
+	return (int64_t)1 << shift == p->page ? shift : -1;
+}
+
 struct merge_problem {
 	enum value_type in_type, out_type;
 	struct fmla_device device;

@@ -3,9 +3,9 @@
  * The CUDA backend on the host: picks tiles, lays out the workspace, encodes the tensor map, launches.  Everything that
  * depends on lengths happens on the device; nothing here waits for it or allocates. */
 #include "backend.h"
+#include "cuda_host.h"
 #include "kernels.h"
 
-#include <cuda_runtime_api.h>
 #include <cudaTypedefs.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -44,20 +44,6 @@ static struct cuda_state *state_of(struct fmla_ctx *ctx)
 {
 	return (struct cuda_state *)(void *)ctx->cuda_state;
 }
-
-static fmla_status fail_cuda(struct fmla_ctx *ctx, cudaError_t error, const char *what)
-{
-	(void)cudaGetLastError(); /* a launch error must not surface in somebody else's call */
-	return fmla_fail(ctx, FMLA_ERR_DEVICE, "CUDA: %s failed: %s (%s)", what, cudaGetErrorName(error),
-	                 cudaGetErrorString(error));
-}
-
-#define TRY_CUDA(ctx, call)                         \
-	do {                                            \
-		cudaError_t error_ = (call);                \
-		if (error_ != cudaSuccess)                  \
-			return fail_cuda((ctx), error_, #call); \
-	} while (0)
 
 /* ---- devices ---------------------------------------------------------------------------------------------------- */
 
@@ -130,7 +116,7 @@ static fmla_status cuda_check(struct fmla_ctx *ctx, const struct problem *p)
 	return FMLA_OK;
 }
 
-/* Makes `id` current for the lifetime of a call; `previous` goes back to restore_device. */
+/* Makes `id` current for the lifetime of a call; `previous` goes back to leave_device. */
 static fmla_status enter_device(struct fmla_ctx *ctx, int id, int *previous)
 {
 	struct cuda_state *st = state_of(ctx);
@@ -144,16 +130,6 @@ static fmla_status enter_device(struct fmla_ctx *ctx, int id, int *previous)
 		st->device[id].prepared = true;
 	}
 	return FMLA_OK;
-}
-
-static fmla_status leave_device(struct fmla_ctx *ctx, int id, int previous, fmla_status status)
-{
-	if (previous != id) {
-		const cudaError_t error = cudaSetDevice(previous);
-		if (status == FMLA_OK && error != cudaSuccess)
-			return fail_cuda(ctx, error, "cudaSetDevice");
-	}
-	return status;
 }
 
 /* ---- shapes ------------------------------------------------------------------------------------------------------ */
@@ -224,9 +200,6 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	int box = 1; /* the largest power of two that divides a page, up to a tile */
 	while (box < BLOCK && p->page % (2 * box) == 0)
 		box *= 2;
-	int shift = 0;
-	while ((int64_t)1 << shift < p->page)
-		shift++;
 	return (struct decode_params){
 	    .q = p->q,
 	    .q_b = p->q_b,
@@ -256,7 +229,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .row_tiles = (int32_t)row_tiles(p),
 	    .cluster = cluster,
 	    .tile_rows = tile_rows(p),
-	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
+	    .page_shift = page_shift(p),
 	    .box_tokens = box,
 	    .box_slices = box < BLOCK         ? 1
 	                  : tile_rows(p) < 64 ? 3

@@ -3,6 +3,7 @@
  * The portable-cuda backend: the portable kernels as CUDA on NVIDIA GPUs from Turing on, with decode_mma.cu for decode
  * from sm_80 on.  Tried after the cuda backend, so it serves every GPU that is not Hopper; named in a context's options
  * it serves Hopper as well.  Everything is enqueued on the caller's stream; nothing waits but FMLA_CHECK_PAGES. */
+#include "cuda_host.h"
 #include "host.h"
 #include "kernels_cuda.h"
 
@@ -25,20 +26,6 @@ struct state {
 	int devices;
 	struct device device[MAX_DEVICES];
 };
-
-static fmla_status fail_cuda(struct fmla_ctx *ctx, cudaError_t error, const char *what)
-{
-	(void)cudaGetLastError(); /* a launch error must not surface in somebody else's call */
-	return fmla_fail(ctx, FMLA_ERR_DEVICE, "CUDA: %s failed: %s (%s)", what, cudaGetErrorName(error),
-	                 cudaGetErrorString(error));
-}
-
-#define TRY_CUDA(ctx, call)                         \
-	do {                                            \
-		const cudaError_t error_ = (call);          \
-		if (error_ != cudaSuccess)                  \
-			return fail_cuda((ctx), error_, #call); \
-	} while (0)
 
 /* ---- devices ------------------------------------------------------------------------------------------------------- */
 
@@ -129,16 +116,6 @@ static fmla_status enter_device(struct fmla_ctx *ctx, int id, int *previous)
 		TRY_CUDA(ctx, fmla_mma_prepare(tile_rows[t], &d->ctas[t]));
 	d->prepared = true;
 	return FMLA_OK;
-}
-
-static fmla_status leave_device(struct fmla_ctx *ctx, int id, int previous, fmla_status status)
-{
-	if (previous != id) {
-		const cudaError_t error = cudaSetDevice(previous);
-		if (status == FMLA_OK && error != cudaSuccess)
-			return fail_cuda(ctx, error, "cudaSetDevice");
-	}
-	return status;
 }
 
 /* p NULL: merge and append, which check their device when they run.  Prepares the device: how many groups it runs at a

@@ -206,9 +206,6 @@ struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call 
 {
 	const struct pk_shape *shape = &decode->shape.decode;
 	char *const workspace = p->workspace;
-	int shift = 0;
-	while ((int64_t)1 << shift < p->page)
-		shift++;
 	return (struct mma_buffers){
 	    .q = p->q,
 	    .kv = p->kv,
@@ -221,7 +218,7 @@ struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call 
 	    .parts = (const struct part *)(const void *)(workspace + shape->ws_parts),
 	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
 	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
-	    .page_shift = (int64_t)1 << shift == p->page ? shift : -1,
+	    .page_shift = page_shift(p),
 	    .q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h),
 	    .out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h),
 	};
