@@ -93,7 +93,7 @@ done
 mutant 'A, no barrier before K is overwritten' 'PK_SYNC(); /* K, S, P and scaling are free' '; /*' emulator asan oclgrind
 mutant 'B, no barrier after P' 'PK_SYNC(); /* P is there */' ';' emulator asan pocl oclgrind
 mutant 'C, reads past the end of Q' 'w < words; w += PK_TILE_KEYS)' 'w <= words; w += PK_TILE_KEYS)' emulator asan oclgrind
-mutant 'D, writes past a local array' 'scaling[my_row] = factor' 'scaling[my_row + (my_row == PK_TILE_ROWS - 1 || rows == 3 ? PK_TILE_ROWS : 0)] = factor' emulator asan oclgrind
+mutant 'D, writes past a local array' 'scaling[my_row] = pk_settle' 'scaling[my_row + (my_row == PK_TILE_ROWS - 1 || rows == 3 ? PK_TILE_ROWS : 0)] = pk_settle' emulator asan oclgrind
 mutant 'E, a barrier in a branch' 'PK_SYNC(); /* P is there */' 'if (t < 100) PK_SYNC();' emulator asan oclgrind
 
 # decode_mma.cu: only the plain build of the emulator

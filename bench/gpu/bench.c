@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * bench_gpu - decode on the GPU beside the stored figures of the peers.
- *     bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|all] [--csv FILE] [--json] [--svg FILE]
+ *     bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|all] [--csv FILE] [--json] [--svg FILE] [--backend NAME]
  *
  * Method (the peers were measured the same way, bench/baselines/README.md)
  *   - A CUDA graph of several layers, each with its own KV cache, at least 600 MB in all (at most 48 layers): cold L2.
@@ -45,7 +45,7 @@ struct row {
 };
 
 struct options {
-	const char *rows, *csv, *svg, *mode;
+	const char *rows, *csv, *svg, *mode, *backend;
 	int64_t page;
 	bool quick, json;
 };
@@ -275,12 +275,13 @@ static void print_figures(const struct figures *f)
 	fflush(stdout);
 	if (run.o.json)
 		printf(
-		    "{\"backend\": \"cuda\", \"mode\": \"%s\", \"b\": %d, \"s_q\": %d, \"h_q\": %d, \"s_k\": %d, \"varlen\": "
+		    "{\"backend\": \"%s\", \"mode\": \"%s\", \"b\": %d, \"s_q\": %d, \"h_q\": %d, \"s_k\": %d, \"varlen\": "
 		    "%d, "
 		    "\"dtype\": \"bf16\", \"us\": %.3f, \"min_us\": %.3f, \"gbs\": %.1f, \"tflops\": %.2f, \"roof_pct\": %.1f, "
 		    "\"ratio\": %.3f, \"mhz\": %.0f, \"watts\": %.0f}\n",
-		    f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, us, f->t.min_us, bytes_of(r, f->tokens) / us / 1e3,
-		    flop_of(r, f->tokens) / us / 1e6, 100 * f->floor_share, f->ratio, f->t.mhz, f->t.watts);
+		    run.o.backend, f->mode, r->b, r->s_q, r->h_q, r->s_k, r->varlen, us, f->t.min_us,
+		    bytes_of(r, f->tokens) / us / 1e3, flop_of(r, f->tokens) / us / 1e6, 100 * f->floor_share, f->ratio,
+		    f->t.mhz, f->t.watts);
 	if (!run.o.csv)
 		return;
 	FILE *file = fopen(run.o.csv, "a");
@@ -452,7 +453,7 @@ static void plan_cost(void)
 
 static void open_device(void)
 {
-	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = "cuda"};
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = run.o.backend};
 	const time_t now = time(NULL);
 	struct tm utc;
 	struct cudaDeviceProp prop;
@@ -463,19 +464,24 @@ static void open_device(void)
 	run.num_sms = prop.multiProcessorCount;
 	strftime(run.date, sizeof(run.date), "%Y-%m-%dT%H:%MZ", gmtime_r(&now, &utc));
 	sensors_open(&run.sensors);
-	printf("FlashMLA-C %s (%s) on %s, driver %s, %s\n", fmla_version_string(), BENCH_COMMIT, run.device,
-	       run.sensors.driver, run.date);
+	printf("FlashMLA-C %s (%s), backend %s on %s, driver %s, %s\n", fmla_version_string(), BENCH_COMMIT, run.o.backend,
+	       run.device, run.sensors.driver, run.date);
 }
 
 static bool parse(int argc, char **argv)
 {
 	run.o.mode = "all";
+	run.o.backend = "cuda";
 	run.o.page = 64;
 	for (int i = 1; i < argc; i++) {
 		const struct {
 			const char *name;
 			const char **value;
-		} texts[] = {{"--rows", &run.o.rows}, {"--csv", &run.o.csv}, {"--svg", &run.o.svg}, {"--mode", &run.o.mode}};
+		} texts[] = {{"--rows", &run.o.rows},
+		             {"--csv", &run.o.csv},
+		             {"--svg", &run.o.svg},
+		             {"--mode", &run.o.mode},
+		             {"--backend", &run.o.backend}};
 		bool known = false;
 		for (size_t t = 0; t < sizeof(texts) / sizeof(texts[0]); t++)
 			if (strcmp(argv[i], texts[t].name) == 0 && i + 1 < argc) {
@@ -507,7 +513,7 @@ int main(int argc, char **argv)
 	if (!parse(argc, argv)) {
 		fprintf(stderr,
 		        "usage: bench_gpu [--quick] [--rows TEXT] [--mode burst|sustained|stream|all] [--csv FILE] [--json] "
-		        "[--svg FILE] [--page N]\n"
+		        "[--svg FILE] [--page N] [--backend NAME]\n"
 		        "  --rows TEXT  rows whose \"burst b=1 s_q=1 h_q=16 s_k=4096 varlen=0 \" holds TEXT\n"
 		        "  --page N     tokens in a page instead of 64; the baselines' are 64, so without --csv\n"
 		        "  --quick      burst figures only\n");

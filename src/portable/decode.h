@@ -29,7 +29,6 @@ PK_KERNEL PK_NAME(fmla_pk_decode)(const PK_GLOBAL char *PK_RESTRICT q_, const PK
 	const PK_GLOBAL uint16_t *q = PK_IN(uint16_t, q_, p.at_q), *kv = PK_IN(uint16_t, kv_, p.at_kv);
 	const PK_GLOBAL int32_t *table = PK_IN(int32_t, table_, p.at_table), *lens = PK_IN(int32_t, lens_, p.at_lens);
 	const PK_GLOBAL int32_t *cu = PK_IN(int32_t, cu_, p.at_cu);
-	const PK_GLOBAL float *sink = PK_IN(float, sink_, p.at_sink);
 
 	const int t = PK_ITEM(), tiles = p.h_kv * p.row_tiles;
 	const int number = PK_GROUP() / tiles, head = PK_GROUP() % tiles / p.row_tiles, tile = PK_GROUP() % p.row_tiles;
@@ -38,14 +37,16 @@ PK_KERNEL PK_NAME(fmla_pk_decode)(const PK_GLOBAL char *PK_RESTRICT q_, const PK
 	const int words = p.d_qk / 2;
 	const struct part part = PK_IN(struct part, ws, p.ws_parts)[number];
 	struct pk_piece piece = {-1, 0, 0, 0, 0, 0};
+	const struct pk_ends ends = {
+	    cu, PK_IN(float, sink_, p.at_sink), PK_AT(float, lse_, p.at_lse), PK_AT(float, ws, p.ws_lse), head, tile};
 
 	while (pk_next_piece(&p, lens, cu, &part, number, &piece)) {
 		const int first = tile * PK_TILE_ROWS, left = piece.tokens * p.group - first;
 		const int rows = left < PK_TILE_ROWS ? left : PK_TILE_ROWS;
 		if (rows <= 0)
 			continue;
-		const int r = first + (my_row < rows ? my_row : 0), s = r / p.group; /* idle work-items repeat a row */
-		const struct pk_keys seen = pk_row_keys(&p, &piece, s);
+		const int r = first + (my_row < rows ? my_row : 0); /* idle work-items repeat a row */
+		const struct pk_keys seen = pk_row_keys(&p, &piece, r / p.group);
 		const int lowest = pk_row_keys(&p, &piece, 0).low; /* keys before are nobody's */
 		int start = piece.begin * BLOCK, stop = piece.end * BLOCK;
 		start = lowest > start ? lowest : start;
@@ -53,9 +54,7 @@ PK_KERNEL PK_NAME(fmla_pk_decode)(const PK_GLOBAL char *PK_RESTRICT q_, const PK
 
 		/* Q.  Its rows may start anywhere, so two 16-bit loads a word. */
 		{
-			const int64_t at = (int64_t)piece.req * p.q_b +
-			                   (p.has_cu ? cu[piece.req] + (int64_t)s : (int64_t)s) * p.q_s +
-			                   (head * p.group + r % p.group) * p.q_h;
+			const int64_t at = pk_q_at(&p, cu, piece.req, head, r);
 			for (int w = my_key; w < words; w += PK_TILE_KEYS)
 				Q[my_row * PK_STRIDE + w] = (uint32_t)q[at + 2 * w] | (uint32_t)q[at + 2 * w + 1] << 16;
 		}
@@ -131,25 +130,13 @@ PK_KERNEL PK_NAME(fmla_pk_decode)(const PK_GLOBAL char *PK_RESTRICT q_, const PK
 				total += S[my_row * (PK_TILE_KEYS + 1) + k];
 				wild |= absent[k];
 			}
-			const float lse = wild ? PK_NAN : total == 0.0f ? -PK_INFINITY : top + PK_LOG2(total);
-			float factor = wild ? PK_NAN : total == 0.0f ? 0.0f : 1.0f / total;
-			if (piece.slot >= 0) {
-				const int64_t row =
-				    (((int64_t)piece.slot * p.h_kv + head) * p.row_tiles + tile) * PK_TILE_ROWS + my_row;
-				PK_AT(float, ws, p.ws_lse)[row] = lse;
-			} else {
-				factor *= total == 0.0f ? 1.0f : pk_sink_factor(&p, sink, head, r, lse);
-				if (p.has_lse)
-					PK_AT(float, lse_, p.at_lse)
-				[pk_lse_at(&p, cu, piece.req, head, r)] = total == 0.0f && !wild ? p.empty_lse : lse * PK_LN2;
-			}
-			scaling[my_row] = factor;
+			scaling[my_row] = pk_settle_row(&p, &ends, &piece, my_row, top, total, wild);
 		}
 		PK_SYNC();
 		for (int i = 0; i < rows; i++) {
 			const float a = low[i] * scaling[i], b = high[i] * scaling[i];
 			if (piece.slot >= 0) {
-				const int64_t row = (((int64_t)piece.slot * p.h_kv + head) * p.row_tiles + tile) * PK_TILE_ROWS + i;
+				const int64_t row = pk_partial_row(&p, piece.slot, head, tile, i);
 				PK_GLOBAL float *o = PK_AT(float, ws, p.ws_out) + row * D_V + 2 * t;
 				o[0] = a;
 				o[1] = b;

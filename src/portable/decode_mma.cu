@@ -161,10 +161,8 @@ DEV void load_first_tiles(const struct pk_shape &p, const struct mma_buffers &g,
 DEV const uint16_t *q_row(const struct pk_shape &p, const struct mma_buffers &g, const struct current &c, int head,
                           int r)
 {
-	r = c.first + (r < c.rows ? r : 0); /* rows past the last one repeat a row and are not written */
-	const int s = r / p.group;
-	return g.q + c.piece.req * p.q_b + (p.has_cu ? g.cu[c.piece.req] + s : s) * p.q_s +
-	       (head * p.group + r % p.group) * p.q_h;
+	/* rows past the last one repeat a row and are not written */
+	return g.q + pk_q_at(&p, g.cu, c.piece.req, head, c.first + (r < c.rows ? r : 0));
 }
 
 DEV uint32_t q_pair(const uint16_t *from, bool pairs)
@@ -373,18 +371,8 @@ DEV void finish_rows(const struct pk_shape &p, const struct mma_buffers &g, stru
 	const float sum = quad_sum(r.sum);
 	if ((threadIdx.x & 3) != 0 || row >= c.rows)
 		return;
-	const float lse = sh->absent ? NAN : sum == 0 ? -INFINITY : r.top + log2f(sum);
-	float factor = sh->absent ? NAN : sum == 0 ? 0 : 1 / sum;
-	if (c.piece.slot >= 0) {
-		g.partial_lse[((c.piece.slot * (int64_t)p.h_kv + sh->head) * p.row_tiles + sh->tile) * p.tile_rows + row] = lse;
-	} else {
-		if (sum != 0)
-			factor *= pk_sink_factor(&p, g.sink, sh->head, c.first + row, lse);
-		if (p.has_lse)
-			g.lse[pk_lse_at(&p, g.cu, c.piece.req, sh->head, c.first + row)] =
-			    sum == 0 && !sh->absent ? p.empty_lse : lse * PK_LN2;
-	}
-	sh->factor[row] = factor;
+	const struct pk_ends ends = {g.cu, g.sink, g.lse, g.partial_lse, sh->head, sh->tile};
+	sh->factor[row] = pk_settle_row(&p, &ends, &c.piece, row, r.top, sum, sh->absent);
 }
 
 template <int RG, int NT, bool FP16>
@@ -429,10 +417,8 @@ DEV void describe_row(const struct pk_shape &p, const struct mma_buffers &g, str
 	const struct pk_keys k = pk_row_keys(&p, &c.piece, r / p.group);
 	sh->low[row] = k.low;
 	sh->high[row] = k.high < c.stop ? k.high : c.stop;
-	sh->out_at[row] =
-	    c.piece.slot < 0
-	        ? pk_out_at(&p, g.cu, c.piece.req, sh->head, r)
-	        : (((c.piece.slot * (int64_t)p.h_kv + sh->head) * p.row_tiles + sh->tile) * p.tile_rows + row) * D_V;
+	sh->out_at[row] = c.piece.slot < 0 ? pk_out_at(&p, g.cu, c.piece.req, sh->head, r)
+	                                   : pk_partial_row(&p, c.piece.slot, sh->head, sh->tile, row) * D_V;
 }
 
 template <class T, bool FP16>

@@ -28,7 +28,6 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 	const PK_GLOBAL uint16_t *q = PK_IN(uint16_t, q_, p.at_q), *kv = PK_IN(uint16_t, kv_, p.at_kv);
 	const PK_GLOBAL int32_t *table = PK_IN(int32_t, table_, p.at_table), *lens = PK_IN(int32_t, lens_, p.at_lens);
 	const PK_GLOBAL int32_t *cu = PK_IN(int32_t, cu_, p.at_cu);
-	const PK_GLOBAL float *sink = PK_IN(float, sink_, p.at_sink);
 
 	const int t = PK_ITEM(), lane = t % 64, wave = t / 64, in16 = lane % 16, quarter = lane / 16;
 	const int tiles = p.h_kv * p.row_tiles;
@@ -37,6 +36,8 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 	const int keys_of = 16 * (wave % 2), half = wave / 2;
 	const struct part part = PK_IN(struct part, ws, p.ws_parts)[number];
 	struct pk_piece piece = {-1, 0, 0, 0, 0, 0};
+	const struct pk_ends ends = {
+	    cu, PK_IN(float, sink_, p.at_sink), PK_AT(float, lse_, p.at_lse), PK_AT(float, ws, p.ws_lse), head, tile};
 
 	while (pk_next_piece(&p, lens, cu, &part, number, &piece)) {
 		const int first = tile * PK_TILE_ROWS, left = piece.tokens * p.group - first;
@@ -53,10 +54,7 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 		/* Q: A operands of this wave's 18 steps of 16 dims. */
 		uint64_t qs[PK_WAVE_STEPS]; /* words of four values */
 		{
-			const int a_row = first + (in16 < rows ? in16 : 0), s = a_row / p.group;
-			const int64_t at = (int64_t)piece.req * p.q_b +
-			                   (p.has_cu ? cu[piece.req] + (int64_t)s : (int64_t)s) * p.q_s +
-			                   (head * p.group + a_row % p.group) * p.q_h;
+			const int64_t at = pk_q_at(&p, cu, piece.req, head, first + (in16 < rows ? in16 : 0));
 			/* unrolled, or the operands would not lie in registers */
 			PK_UNROLL
 			for (int i = 0; i < PK_WAVE_STEPS; i++) {
@@ -158,19 +156,7 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 				total += S[my_row * (PK_WAVE_KEYS + 1) + k];
 			for (int k = 0; k < PK_WAVE_KEYS; k++)
 				wild |= absent[k];
-			const float lse = wild ? PK_NAN : total == 0.0f ? -PK_INFINITY : top + PK_LOG2(total);
-			float factor = wild ? PK_NAN : total == 0.0f ? 0.0f : 1.0f / total;
-			if (piece.slot >= 0) {
-				const int64_t row =
-				    (((int64_t)piece.slot * p.h_kv + head) * p.row_tiles + tile) * PK_TILE_ROWS + my_row;
-				PK_AT(float, ws, p.ws_lse)[row] = lse;
-			} else {
-				factor *= total == 0.0f ? 1.0f : pk_sink_factor(&p, sink, head, r, lse);
-				if (p.has_lse)
-					PK_AT(float, lse_, p.at_lse)
-				[pk_lse_at(&p, cu, piece.req, head, r)] = total == 0.0f && !wild ? p.empty_lse : lse * PK_LN2;
-			}
-			scaling[my_row] = factor;
+			scaling[my_row] = pk_settle_row(&p, &ends, &piece, my_row, top, total, wild);
 		}
 		PK_SYNC();
 		PK_UNROLL
@@ -181,7 +167,7 @@ PK_KERNEL PK_NAME(fmla_pk_wave)(const PK_GLOBAL char *PK_RESTRICT q_, const PK_G
 					continue;
 				const float x = o[n][j] * scaling[i];
 				if (piece.slot >= 0) {
-					const int64_t row = (((int64_t)piece.slot * p.h_kv + head) * p.row_tiles + tile) * PK_TILE_ROWS + i;
+					const int64_t row = pk_partial_row(&p, piece.slot, head, tile, i);
 					PK_AT(float, ws, p.ws_out)[row * D_V + column] = x;
 				} else {
 					PK_AT(uint16_t, out_, p.at_out)

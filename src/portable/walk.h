@@ -15,12 +15,7 @@ PK_FN int pk_clamp(int x, int low, int high)
 	return x < low ? low : x > high ? high : x;
 }
 
-/* Query tokens before request `req`, and of it. */
-PK_FN int64_t pk_q_begin(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req)
-{
-	return p->has_cu ? (int64_t)cu[req] : (int64_t)req * p->s_q;
-}
-
+/* Query tokens of a request. */
 PK_FN int pk_tokens(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req)
 {
 	return p->has_cu ? pk_clamp(cu[req + 1] - cu[req], 0, p->s_q) : p->s_q;
@@ -99,20 +94,40 @@ PK_FN struct pk_keys pk_row_keys(const struct pk_shape *p, const struct pk_piece
 	return k;
 }
 
-/* ---- where a row's results go ------------------------------------------------------------------------------------- */
+/* ---- where a row's data lies ------------------------------------------------------------------------------------- */
 
-/* Row r of KV head `head` of a request: query token r / group, query head head * group + r % group. */
+/* Row r of KV head `head` of a request: query token r / group, query head head * group + r % group.  Query token s has
+ * this place on the tensors' axis of tokens: */
+PK_FN int64_t pk_token_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int s)
+{
+	return p->has_cu ? cu[req] + (int64_t)s : (int64_t)s;
+}
+
+PK_FN int64_t pk_q_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
+{
+	return (int64_t)req * p->q_b + pk_token_at(p, cu, req, r / p->group) * p->q_s +
+	       (head * p->group + r % p->group) * p->q_h;
+}
+
 PK_FN int64_t pk_out_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
 {
-	const int s = r / p->group, h = head * p->group + r % p->group;
-	return (int64_t)req * p->out_b + (p->has_cu ? cu[req] + (int64_t)s : (int64_t)s) * p->out_s + h * p->out_h;
+	return (int64_t)req * p->out_b + pk_token_at(p, cu, req, r / p->group) * p->out_s +
+	       (head * p->group + r % p->group) * p->out_h;
 }
 
 PK_FN int64_t pk_lse_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
 {
-	const int s = r / p->group, h = head * p->group + r % p->group;
-	return (int64_t)req * p->lse_b + h * p->lse_h + (p->has_cu ? cu[req] + (int64_t)s : (int64_t)s) * p->lse_s;
+	return (int64_t)req * p->lse_b + (head * p->group + r % p->group) * p->lse_h +
+	       pk_token_at(p, cu, req, r / p->group) * p->lse_s;
 }
+
+/* Row `row` of a row tile among the partial results. */
+PK_FN int64_t pk_partial_row(const struct pk_shape *p, int slot, int head, int tile, int row)
+{
+	return (((int64_t)slot * p->h_kv + head) * p->row_tiles + tile) * p->tile_rows + row;
+}
+
+/* ---- the end of a row ---------------------------------------------------------------------------------------------- */
 
 /* What the attention sink leaves of a row: 1 / (1 + 2^(sink - lse)), both in base 2. */
 PK_FN float pk_sink_factor(const struct pk_shape *p, const PK_GLOBAL float *sink, int head, int r, float lse_log2)
@@ -120,6 +135,32 @@ PK_FN float pk_sink_factor(const struct pk_shape *p, const PK_GLOBAL float *sink
 	if (!p->has_sink)
 		return 1.0f;
 	return 1.0f / (1.0f + PK_EXP2(sink[head * p->group + r % p->group] * PK_LOG2E - lse_log2));
+}
+
+/* Where the rows of a group's row tile end. */
+struct pk_ends {
+	const PK_GLOBAL int32_t *cu;
+	const PK_GLOBAL float *sink;
+	PK_GLOBAL float *lse, *partial_lse;
+	int head, tile;
+};
+
+/* Row `row` of the tile has seen keys of maximum `top` and sum `sum`, or (wild) a page out of range: writes its lse and
+ * returns what its O is to be scaled with.  No barrier in here: PoCL does not survive one in a function called from a
+ * loop. */
+PK_FN float pk_settle_row(const struct pk_shape *p, const struct pk_ends *e, const struct pk_piece *piece, int row,
+                          float top, float sum, int wild)
+{
+	const float lse = wild ? PK_NAN : sum == 0.0f ? -PK_INFINITY : top + PK_LOG2(sum);
+	const float factor = wild ? PK_NAN : sum == 0.0f ? 0.0f : 1.0f / sum;
+	const int r = e->tile * p->tile_rows + row;
+	if (piece->slot >= 0) { /* combine applies the sink */
+		e->partial_lse[pk_partial_row(p, piece->slot, e->head, e->tile, row)] = lse;
+		return factor;
+	}
+	if (p->has_lse)
+		e->lse[pk_lse_at(p, e->cu, piece->req, e->head, r)] = sum == 0.0f && !wild ? p->empty_lse : lse * PK_LN2;
+	return sum == 0.0f ? factor : factor * pk_sink_factor(p, e->sink, e->head, r, lse);
 }
 
 #endif
