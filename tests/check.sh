@@ -76,7 +76,7 @@ if stage portable; then
 	run 'hip_report.sh' tests/hip_report.sh
 fi
 if stage nomp; then # complete without OpenMP, and without optimisation
-	build build/nomp OPENMP=0 OPT=-O0 EXTRA_CFLAGS=-Wno-sign-conversion build/nomp/tests/test_check build/nomp/tests/test_merge build/nomp/tests/test_append
+	build build/nomp OPENMP=0 OPT=-O0 EXTRA_CFLAGS=-Wno-sign-conversion build/nomp/tests/test_check build/nomp/tests/test_context build/nomp/tests/test_merge build/nomp/tests/test_append
 	programs build/nomp
 fi
 if stage asan; then

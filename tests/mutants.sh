@@ -45,22 +45,23 @@ mutant() {
 }
 
 make -s -C $tree CUDA=0 OPT=-O1 tests >$tree/log 2>&1 || { tail $tree/log; exit 1; }
-for program in $tree/build/tests/test_{check,plan,merge,append,properties,value}; do # they pass before anything is planted
+for program in $tree/build/tests/test_{check,context,plan,merge,append,properties,value}; do # they pass before anything is planted
 	$program >$tree/log 2>&1 || { echo "$program fails by itself"; exit 1; }
 done
 
 # 1 check
-mutant test_check src/check.c 'v->stride[d] >= 0' '1'
-mutant test_check src/check.c 'last > INT64_MAX / 16' '0'
-mutant test_check src/check.c 'v->data || num_values(v) == 0' '1'
-mutant test_check src/check.c '% align == 0' '% 1 == 0'
-mutant test_check src/check.c 'v->stride[d] >= covered' 'v->stride[d] >= 0'
+mutant test_check src/check_tensor.c 'v->stride[d] >= 0' '1'
+mutant test_check src/check_tensor.c 'last > INT64_MAX / 16' '0'
+mutant test_check src/check_tensor.c 'v->data || num_values(v) == 0' '1'
+mutant test_check src/check_tensor.c '(uintptr_t)v->data % align' '(uintptr_t)v->data % 1'
+mutant test_check src/check_tensor.c '(size_t)v->at % align' '(size_t)v->at % 1'
+mutant test_check src/check_tensor.c 'v->stride[d] >= covered' 'v->stride[d] >= 0'
 mutant test_check src/check.c 'p->cache_seqlens[i] <= capacity' 'p->cache_seqlens[i] <= capacity + 1'
 mutant test_check src/check.c 'page >= p->num_pages' 'page > p->num_pages'
 mutant test_check src/check.c 'if (bytes[i])' 'if (0)'
 mutant test_check src/check.c 'p->workspace_size < needed' 'p->workspace_size + 1 < needed'
 mutant test_append src/check.c 'slot < p->num_pages * p->page' 'slot <= p->num_pages * p->page'
-mutant test_check src/status.c 'ctx->num_threads = status == FMLA_OK ? num_threads : 0' 'ctx->num_threads = num_threads + 1'
+mutant test_context src/status.c 'ctx->num_threads = status == FMLA_OK ? num_threads : 0' 'ctx->num_threads = num_threads + 1'
 # 2 plan
 mutant test_plan src/plan_core.h '(len + BLOCK - 1) / BLOCK' 'len / BLOCK'
 mutant test_plan src/plan_core.h 'len - s_q + 1 - window' 'len - s_q + 65 - window'

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Contexts: what creating one may say, what a broken one still does; backends and strings. */
+#include "harness.h"
+
+#include <stdlib.h>
+
+static fmla_ctx *ctx;
+
+static void test_contexts(void **state)
+{
+	(void)state;
+	fmla_ctx *c = NULL;
+	struct fmla_ctx_options o = {.struct_size = sizeof(o)};
+	assert_int_equal(fmla_ctx_create(NULL, NULL), FMLA_ERR_ARGUMENT);
+	assert_string_equal(fmla_last_error(NULL), "the context is NULL");
+	assert_int_equal(fmla_decode(NULL, NULL), FMLA_ERR_ARGUMENT);
+	fmla_ctx_destroy(NULL);
+
+	assert_int_equal(fmla_ctx_create(&c, NULL), FMLA_OK);
+	assert_string_equal(fmla_last_error(c), "");
+	assert_int_equal(fmla_decode(c, NULL), FMLA_ERR_ARGUMENT);
+	assert_string_equal(fmla_last_error(c), "fmla_decode_args is NULL");
+	assert_int_equal(fmla_merge(c, NULL), FMLA_ERR_ARGUMENT);
+	assert_string_equal(fmla_last_error(c), "fmla_merge_args is NULL");
+	assert_int_equal(fmla_kv_append(c, NULL), FMLA_ERR_ARGUMENT);
+	assert_string_equal(fmla_last_error(c), "fmla_kv_append_args is NULL");
+	fmla_ctx_destroy(c);
+
+	const struct {
+		struct fmla_ctx_options o;
+		const char *cap, *words;
+		fmla_status status;
+	} bad[] = {
+	    {{.struct_size = 3}, NULL, "fmla_ctx_options.struct_size is 3", FMLA_ERR_ARGUMENT},
+	    {{.struct_size = sizeof(o), .backend = "quantum"}, NULL, "backend is 'quantum'|ref", FMLA_ERR_ARGUMENT},
+	    {{.struct_size = sizeof(o), .num_threads = -1}, NULL, "num_threads is -1", FMLA_ERR_ARGUMENT},
+	    {{.struct_size = sizeof(o), .num_threads = 5000}, NULL, "num_threads is 5000", FMLA_ERR_ARGUMENT},
+	    {{.struct_size = sizeof(o)}, "avx1024", "FMLA_CPU is 'avx1024'|amx, avx512, avx2, c or ref", FMLA_ERR_ARGUMENT},
+	    {{.struct_size = sizeof(o)}, "", "FMLA_CPU is ''", FMLA_ERR_ARGUMENT},
+	};
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		if (bad[i].cap)
+			setenv("FMLA_CPU", bad[i].cap, 1);
+		assert_int_equal(fmla_ctx_create(&c, &bad[i].o), bad[i].status);
+		unsetenv("FMLA_CPU");
+		assert_words("context", fmla_last_error(c), bad[i].words);
+		assert_int_equal(fmla_decode(c, NULL), FMLA_ERR_ARGUMENT); /* such a context only carries its sentence */
+		assert_words("context", fmla_last_error(c), bad[i].words);
+		fmla_ctx_destroy(c);
+	}
+}
+
+static void test_backend_info(void **state)
+{
+	(void)state;
+	struct fmla_backend_info info = {.struct_size = sizeof(info)};
+	int n = 0, found_ref = 0;
+	for (; fmla_backend_info(ctx, n, &info) == FMLA_OK; n++) {
+		assert_true(info.name[0] && info.device_name && info.variant && info.reason);
+		assert_true(info.available ? info.num_workers >= 1 : info.reason[0] != '\0');
+		found_ref |= strcmp(info.name, "ref") == 0 && info.available && info.device_type == FMLA_DEVICE_CPU;
+	}
+	assert_true(found_ref && n >= 1);
+	assert_int_equal(fmla_backend_info(ctx, n, &info), FMLA_ERR_ARGUMENT);
+	assert_int_equal(fmla_backend_info(ctx, -1, &info), FMLA_ERR_ARGUMENT);
+	assert_words("index", fmla_last_error(ctx), "index is -1");
+	assert_int_equal(fmla_backend_info(ctx, 0, NULL), FMLA_ERR_ARGUMENT);
+	info.struct_size = 0;
+	assert_int_equal(fmla_backend_info(ctx, 0, &info), FMLA_ERR_ARGUMENT);
+	/* an older caller's shorter struct is filled as far as it goes */
+	struct fmla_backend_info older = {.struct_size = offsetof(struct fmla_backend_info, available), .num_workers = -7};
+	assert_ok(ctx, fmla_backend_info(ctx, 0, &older));
+	assert_non_null(older.name);
+	assert_int_equal(older.num_workers, -7);
+}
+
+static void test_strings(void **state)
+{
+	(void)state;
+	for (int s = FMLA_OK; s <= FMLA_ERR_PAGE + 1; s++)
+		for (int t = FMLA_OK; t < s; t++)
+			assert_string_not_equal(fmla_status_string((fmla_status)s), fmla_status_string((fmla_status)t));
+	assert_string_equal(fmla_status_string((fmla_status)-1), "unknown status");
+	char version[32];
+	snprintf(version, sizeof(version), "%d.%d.%d", FMLA_VERSION_MAJOR, FMLA_VERSION_MINOR, FMLA_VERSION_PATCH);
+	assert_string_equal(fmla_version_string(), version);
+	assert_int_equal(fmla_version(), FMLA_VERSION_MAJOR * 10000 + FMLA_VERSION_MINOR * 100 + FMLA_VERSION_PATCH);
+}
+
+int main(void)
+{
+	const struct fmla_ctx_options options = {.struct_size = sizeof(options), .backend = "ref", .num_threads = 2};
+	if (fmla_ctx_create(&ctx, &options) != FMLA_OK)
+		return 2;
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(test_contexts),
+	    cmocka_unit_test(test_backend_info),
+	    cmocka_unit_test(test_strings),
+	};
+	const int failed = cmocka_run_group_tests_name("context", tests, NULL, NULL);
+	fmla_ctx_destroy(ctx);
+	return failed != 0;
+}
