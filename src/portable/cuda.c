@@ -195,9 +195,11 @@ static fmla_status portable_cuda_decode(struct fmla_ctx *ctx, const struct probl
 	if (p->check_pages)
 		TRY(check_pages(ctx, p));
 	const struct pk_target target = target_of(ctx, p);
-	TRY(run_generic(ctx, p->device.id, p->stream, pk_own_plan_call(p, target)));
+	const bool mma = has_mma(&state_of(ctx)->device[p->device.id]);
+	if (!mma || !pk_mma_plans_itself(p))
+		TRY(run_generic(ctx, p->device.id, p->stream, pk_own_plan_call(p, target)));
 	const struct pk_call call = pk_decode_call(p, target);
-	if (has_mma(&state_of(ctx)->device[p->device.id]))
+	if (mma)
 		return run_mma(ctx, p, &call);
 	return run_generic(ctx, p->device.id, p->stream, call);
 }

@@ -14,13 +14,14 @@
  * O         warp w has columns w * 512 / warps .. of all rows: V is read once, P once a warp.
  * Maximum   moves only when it grows by more than MARGIN (in base 2); then O is rescaled.  P <= 2^MARGIN fits fp16.
  * Phases    PV(i) | tile i + 1 is there, slot i is free | load tile i + SLOTS, S(i + 1), P(i + 1) | P is there | PV(i + 1)
+ * Plan      found by the CTA itself (mma_plan.cuh), or a row of the plan kernel's for very many requests
  * Pieces    the first tiles of the next piece are on their way while O of this one is written. */
 #ifndef PK_EMULATE /* tests/mma_emulator.cpp */
 #include "kernels_cuda.h"
 #include "mma.cuh"
 #endif
 
-#include "walk.h"
+#include "mma_plan.cuh"
 
 enum {
 	KEY_BYTES = 2 * D_QK,
@@ -64,6 +65,7 @@ struct current {
 };
 
 struct small {
+	struct own_part own;
 	struct part part;
 	int head, tile;     /* of the CTA; read when needed, as registers are short */
 	const uint16_t *kv; /* of the CTA's head                                     */
@@ -436,8 +438,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 	int page[T::EACH]; /* of the next tile to load, read ahead */
 	const struct current &c = sh.now, &next = sh.next;
 
+	if (g.plans_itself)
+		plan_part<T::THREADS>(p, g, blockIdx.x / tiles, (int64_t *)shared, sh.own, sh.part);
 	if (threadIdx.x == 0) {
-		sh.part = g.parts[blockIdx.x / tiles];
+		if (!g.plans_itself)
+			sh.part = g.parts[blockIdx.x / tiles];
 		sh.tile = blockIdx.x % p.row_tiles;
 		sh.head = blockIdx.x % tiles / p.row_tiles;
 		sh.kv = g.kv + sh.head * p.kv_head;

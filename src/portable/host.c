@@ -6,9 +6,10 @@
 enum {
 	ALIGN = 256,
 	MAX_PARTS = 1024,      /* PK_MAX_PARTS of plan.h                            */
-	COMBINE_GROUPS = 2048, /* of a combine, when there is so much work           */
+	COMBINE_GROUPS = 1024, /* PK_COMBINE_GROUPS of merge.h                      */
 	APPEND_GROUPS = 4096,  /* PK_APPEND_GROUPS of merge.h                       */
 	CHUNK_BLOCKS = 32,     /* batch-invariant mode: a split every 2048 tokens   */
+	MANY_REQUESTS = 1024,  /* more are planned once, not by every CTA              */
 	OVERHEAD_BLOCKS = 2,   /* price of starting a request                       */
 	MAX_SNAP_BLOCKS = 2,
 	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more         */
@@ -57,6 +58,13 @@ int pk_splits_requests(const struct problem *p, struct pk_target t)
 
 /* ---- workspace ----------------------------------------------------------------------------------------------------- */
 
+/* Requests that a plan can split. */
+static int64_t most_splits(const struct problem *p, struct pk_target t)
+{
+	const int64_t borders = pk_num_parts(p, t) - 1;
+	return p->batch_invariant || p->b < borders ? p->b : borders;
+}
+
 struct layout {
 	int64_t parts, splits, lse, out, end;
 };
@@ -73,7 +81,7 @@ static struct layout layout_of(const struct problem *p, struct pk_target t)
 	const int64_t rows = slots * tiles(p, t) * t.tile_rows;
 	struct layout at = {.parts = 0};
 	at.splits = align_up(parts * (int64_t)sizeof(struct part));
-	at.lse = at.splits + align_up((p->b + 1) * (int64_t)sizeof(int32_t));
+	at.lse = at.splits + align_up((int64_t)sizeof(int32_t) + most_splits(p, t) * (int64_t)sizeof(struct pk_split));
 	at.out = at.lse + align_up(rows * (int64_t)sizeof(float));
 	at.end = at.out + rows * D_V * (int64_t)sizeof(float);
 	return at;
@@ -84,12 +92,11 @@ size_t pk_workspace_size(const struct problem *p, struct pk_target t)
 	return (size_t)layout_of(p, t).end;
 }
 
-/* Groups that share a request's rows in combine. */
+/* Units of work of combine at most: rows of split requests, and quarters of rows while those are few. */
 static int64_t combine_groups(const struct problem *p, struct pk_target t)
 {
-	const int64_t requests = p->batch_invariant ? p->b : pk_num_parts(p, t), rows = p->s_q * p->h_q;
-	const int64_t groups = COMBINE_GROUPS / (requests > 0 ? requests : 1), least = groups > 4 ? groups : 4;
-	return least < rows ? least : rows > 0 ? rows : 1;
+	const int64_t units = 4 * most_splits(p, t) * p->s_q * p->h_q;
+	return units < COMBINE_GROUPS ? units : COMBINE_GROUPS;
 }
 
 /* ---- calls --------------------------------------------------------------------------------------------------------- */
@@ -139,7 +146,6 @@ static struct pk_shape shape_of(const struct problem *p, struct pk_target t)
 	    .tile_rows = t.tile_rows,
 	    .num_parts = (int32_t)pk_num_parts(p, t),
 	    .max_chunks = (int32_t)max_chunks(p),
-	    .combine_groups = (int32_t)combine_groups(p, t),
 	    .causal = p->causal,
 	    .has_cu = p->cu_seqlens_q != NULL,
 	    .has_sink = p->attn_sink != NULL,
@@ -180,6 +186,7 @@ struct pk_call pk_own_plan_call(const struct problem *p, struct pk_target t)
 	c.shape.decode.plan_rows = c.shape.decode.num_parts;
 	c.shape.decode.at_parts = c.shape.decode.ws_parts;
 	c.shape.decode.at_splits = c.shape.decode.ws_splits;
+	c.shape.decode.own_plan = 1;
 	return c;
 }
 
@@ -202,6 +209,11 @@ static int even(int64_t a, int64_t b, int64_t c)
 	return a % 2 == 0 && b % 2 == 0 && c % 2 == 0;
 }
 
+int pk_mma_plans_itself(const struct problem *p)
+{
+	return !p->batch_invariant && p->b <= MANY_REQUESTS;
+}
+
 struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call *decode)
 {
 	const struct pk_shape *shape = &decode->shape.decode;
@@ -216,6 +228,8 @@ struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call 
 	    .out = p->out,
 	    .lse = p->lse,
 	    .parts = (const struct part *)(const void *)(workspace + shape->ws_parts),
+	    .splits = (int32_t *)(void *)(workspace + shape->ws_splits),
+	    .plans_itself = pk_mma_plans_itself(p),
 	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
 	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
 	    .page_shift = page_shift(p),
@@ -227,8 +241,7 @@ struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call 
 struct pk_call pk_combine_call(const struct problem *p, struct pk_target t)
 {
 	const void *const buffer[] = {p->cache_seqlens, p->cu_seqlens_q, p->attn_sink, p->out, p->lse, p->workspace};
-	return decode_call(p, t, PK_COMBINE, combine_groups(p, t) * (p->batch_invariant ? p->b : pk_num_parts(p, t)), 6,
-	                   buffer);
+	return decode_call(p, t, PK_COMBINE, combine_groups(p, t), 6, buffer);
 }
 
 struct pk_call pk_merge_call(const struct merge_problem *p)

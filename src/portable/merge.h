@@ -23,80 +23,106 @@ PK_FN void pk_store(PK_GLOBAL char *base, int type, int64_t i, float x)
 
 /* ---- combine ----------------------------------------------------------------------------------------------------- */
 
-#define PK_COMBINE_DEPTH 8
+#define PK_COMBINE_DEPTH  4 /* pieces whose loads are in flight at once */
+#define PK_COMBINE_WIDTH  4 /* columns of a work-item                    */
+#define PK_COMBINE_LANES  8 /* at most */
+#define PK_COMBINE_GROUPS 1024
 
-/* out = sum_j 2^(lse_j - lse) out_j over the pieces j of a split request, which are normalised, lse in base 2.  A group
- * takes every combine_groups-th row of the request that part number `number` starts (with chunks: of request `number`);
- * work-item t has columns t and t + PK_ITEMS.  A NaN lse poisons the row. */
+/* out = sum_j 2^(lse_j - lse) out_j over the pieces j of a split request, which are normalised, lse in base 2.  A NaN
+ * lse poisons the row.
+ * Unit    a row of a split request, or a quarter of its columns while there are few
+ * Lane    128 work-items (quarters: 32).  A team of lanes takes a unit, each lane some of its pieces, and adds the
+ *         lanes' sums at last: all eight lanes when units are quarters, else one.  Batch-invariant mode: always both
+ *         lanes for a row, or the order of additions would depend on the batch. */
 PK_KERNEL fmla_pk_combine(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL char *PK_RESTRICT cu_,
                           const PK_GLOBAL char *PK_RESTRICT sink_, PK_GLOBAL char *PK_RESTRICT out_,
                           PK_GLOBAL char *PK_RESTRICT lse_, const PK_GLOBAL char *PK_RESTRICT ws,
                           const struct pk_shape p)
 {
+	PK_SHARED float tops[PK_COMBINE_LANES];
+	PK_SHARED float sums[PK_COMBINE_LANES];
+	PK_SHARED float values[PK_ITEMS * PK_COMBINE_WIDTH]; /* [lane][column] */
 	const PK_GLOBAL int32_t *lens = PK_IN(int32_t, lens_, p.at_lens), *cu = PK_IN(int32_t, cu_, p.at_cu);
 	const PK_GLOBAL float *sink = PK_IN(float, sink_, p.at_sink), *partial = PK_IN(float, ws, p.ws_out);
 	const PK_GLOBAL float *partial_lse = PK_IN(float, ws, p.ws_lse);
-	const int t = PK_ITEM(), number = PK_GROUP() / p.combine_groups;
-	int req, pieces;
-	int64_t first, second, step; /* slots of pieces 0, 1, and from one to the next */
-	if (p.costs.chunk > 0) {
-		const struct blocks r = pk_blocks(&p, lens, cu, number);
-		req = number;
-		pieces = (int)plan_chunks(p.costs.chunk, r);
-		first = (int64_t)req * p.max_chunks + r.begin / p.costs.chunk;
-		second = first + 1;
-		step = 1;
-	} else {
-		const struct part part = PK_IN(struct part, ws, p.ws_parts)[number];
-		const PK_GLOBAL int32_t *splits = PK_IN(int32_t, ws, p.ws_splits);
-		if (part.begin_req == PLAN_IDLE || !part.last_split || (part.begin_req == part.end_req && part.begin_split > 0))
-			return; /* starts none that others finish */
-		req = part.end_req;
-		pieces = splits[req + 1] - splits[req];
-		first = 2 * (int64_t)number + 1;
-		second = 2 * (int64_t)number + 2;
-		step = 2;
-	}
-	if (pieces < 2)
-		return;
-	const int rows = pk_tokens(&p, cu, req) * p.group, all = rows * p.h_kv;
-	const int64_t slot_rows = (int64_t)p.h_kv * p.row_tiles * p.tile_rows;
-	for (int i = PK_GROUP() % p.combine_groups; i < all; i += p.combine_groups) {
-		const int head = i / rows, r = i % rows;
-		const int64_t row = (int64_t)head * p.row_tiles * p.tile_rows + r;
-		float top = -PK_INFINITY, sum = 0.0f, a = 0.0f, b = 0.0f;
-		for (int j0 = 0; j0 < pieces; j0 += PK_COMBINE_DEPTH) { /* all loads of a round at once */
-			float lses[PK_COMBINE_DEPTH], xs[PK_COMBINE_DEPTH], ys[PK_COMBINE_DEPTH];
+	PK_GLOBAL char *out = PK_AT(char, out_, p.at_out);
+	PK_GLOBAL float *lse_out = PK_AT(float, lse_, p.at_lse);
+	const int count = *PK_IN(int32_t, ws, p.ws_splits);
+	const PK_GLOBAL struct pk_split *splits = PK_IN(struct pk_split, ws, p.ws_splits + 4);
+
+	const int most_rows = p.s_q * p.group * p.h_kv;
+	const int parts = p.costs.chunk == 0 && (int64_t)count * most_rows * 4 <= PK_COMBINE_GROUPS ? 4 : 1;
+	const int width = D_V / parts, items = width / PK_COMBINE_WIDTH, lanes = PK_ITEMS / items;
+	const int team = p.costs.chunk == 0 && parts == 1 ? 1 : lanes, teams = lanes / team;
+	const int t = PK_ITEM(), lane = t / items, column = t % items, my_team = lane / team, leader = my_team * team;
+	const int64_t slot_rows = (int64_t)p.h_kv * p.row_tiles * p.tile_rows, units = (int64_t)count * most_rows * parts;
+
+	for (int64_t u = (int64_t)PK_GROUP() * teams; u < units; u += PK_COMBINE_GROUPS * teams) {
+		const int64_t unit = u + my_team < units ? u + my_team : u, whole = parts == 4 ? unit / 4 : unit;
+		const int64_t number = whole / most_rows; /* of the request, in the list */
+		const int i = (int)(whole - number * most_rows), from = (int)(unit & (parts - 1)) * width;
+		const struct pk_split split = splits[number];
+		const int rows = pk_tokens(&p, cu, split.req) * p.group, head = i / (p.s_q * p.group),
+		          r = i % (p.s_q * p.group);
+		const int there = u + my_team < units && r < rows; /* ragged queries: another request may have more rows */
+		const int pieces = there ? split.pieces : 0;
+		const int chunks = p.costs.chunk > 0;
+		const int slot = chunks
+		                     ? split.req * p.max_chunks + (int)pk_blocks(&p, lens, cu, split.req).begin / p.costs.chunk
+		                     : 2 * split.first + 1; /* of piece 0 */
+		const int row = head * p.row_tiles * p.tile_rows + r;
+		float top = -PK_INFINITY, sum = 0.0f, x[PK_COMBINE_WIDTH] = {0.0f, 0.0f, 0.0f, 0.0f};
+		for (int j0 = lane - leader; j0 < pieces; j0 += PK_COMBINE_DEPTH * team) {
+			float lses[PK_COMBINE_DEPTH], xs[PK_COMBINE_DEPTH][PK_COMBINE_WIDTH];
 			float higher = top;
-			for (int k = 0; k < PK_COMBINE_DEPTH; k++) { /* past the end: the last piece again, without weight */
-				const int j = j0 + k < pieces ? j0 + k : pieces - 1;
-				const int64_t at = (j == 0 ? first : second + (j - 1) * step) * slot_rows + row;
-				lses[k] = j0 + k < pieces ? partial_lse[at] : -PK_INFINITY;
-				xs[k] = partial[at * D_V + t];
-				ys[k] = partial[at * D_V + t + PK_ITEMS];
+			for (int k = 0; k < PK_COMBINE_DEPTH; k++) {
+				const int j = j0 + k * team, valid = j < pieces;
+				/* piece j > 0 in slot 2 (part + j); chunks one after the other */
+				const int64_t at = (slot + j + (chunks || j == 0 ? 0 : j - 1)) * slot_rows + row;
+				lses[k] = valid ? partial_lse[at] : -PK_INFINITY;
+				for (int n = 0; n < PK_COMBINE_WIDTH; n++)
+					xs[k][n] = valid ? partial[at * D_V + from + column + n * items] : 0.0f;
 			}
 			for (int k = 0; k < PK_COMBINE_DEPTH; k++)
 				higher = lses[k] > higher || lses[k] != lses[k] ? lses[k] : higher;
 			const float base = higher == -PK_INFINITY ? 0.0f : higher, shrink = PK_EXP2(top - base);
 			top = higher;
 			sum *= shrink;
-			a *= shrink;
-			b *= shrink;
+			for (int n = 0; n < PK_COMBINE_WIDTH; n++)
+				x[n] *= shrink;
 			for (int k = 0; k < PK_COMBINE_DEPTH; k++) {
 				const float w = PK_EXP2(lses[k] - base);
 				sum += w;
-				a = PK_FMA(w, xs[k], a);
-				b = PK_FMA(w, ys[k], b);
+				for (int n = 0; n < PK_COMBINE_WIDTH; n++)
+					x[n] = PK_FMA(w, xs[k][n], x[n]);
 			}
 		}
+		if (column == 0) {
+			tops[lane] = top;
+			sums[lane] = sum;
+		}
+		for (int n = 0; n < PK_COMBINE_WIDTH; n++)
+			values[lane * width + column + n * items] = x[n];
+		PK_SYNC();
+		top = -PK_INFINITY;
+		for (int l = leader; l < leader + team; l++)
+			top = tops[l] > top || tops[l] != tops[l] ? tops[l] : top;
+		const float base = top == -PK_INFINITY ? 0.0f : top;
+		sum = 0.0f;
+		for (int l = leader; l < leader + team; l++)
+			sum = PK_FMA(PK_EXP2(tops[l] - base), sums[l], sum);
 		const float lse = sum == 0.0f ? -PK_INFINITY : top + PK_LOG2(sum);
 		const float factor = sum == 0.0f ? 0.0f : pk_sink_factor(&p, sink, head, r, lse) / sum;
-		PK_GLOBAL char *o = PK_AT(char, out_, p.at_out);
-		const int64_t at = pk_out_at(&p, cu, req, head, r) + t;
-		pk_store(o, p.fp16, at, a * factor);
-		pk_store(o, p.fp16, at + PK_ITEMS, b * factor);
-		if (p.has_lse && t == 0)
-			PK_AT(float, lse_, p.at_lse)[pk_lse_at(&p, cu, req, head, r)] = sum == 0.0f ? p.empty_lse : lse * PK_LN2;
+		const int64_t to = pk_out_at(&p, cu, split.req, head, r) + from;
+		for (int c = t - leader * items; there && c < width; c += team * items) {
+			float value = 0.0f;
+			for (int l = leader; l < leader + team; l++)
+				value = PK_FMA(PK_EXP2(tops[l] - base), values[l * width + c], value);
+			pk_store(out, p.fp16, to + c, value * factor);
+		}
+		if (there && p.has_lse && t == leader * items && from == 0)
+			lse_out[pk_lse_at(&p, cu, split.req, head, r)] = sum == 0.0f ? p.empty_lse : lse * PK_LN2;
+		PK_SYNC(); /* tops, sums and values are free */
 	}
 }
 

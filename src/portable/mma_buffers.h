@@ -13,8 +13,10 @@ struct mma_buffers {
 	const float *sink;
 	uint16_t *out;
 	float *lse;
-	const struct part *parts;
+	const struct part *parts; /* of the plan kernel                                      */
+	int32_t *splits;          /* for combine, see struct pk_split                          */
 	float *partial_lse, *partial_out;
+	int plans_itself;       /* 1: parts and splits are not there yet, each CTA finds its own */
 	int page_shift;         /* log2 of the page's tokens, -1: not a power of two         */
 	int q_pairs, out_pairs; /* two values may be read or written at once                 */
 };

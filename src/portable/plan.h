@@ -4,46 +4,21 @@
 #ifndef FMLA_PORTABLE_PLAN_H
 #define FMLA_PORTABLE_PLAN_H
 
-#include "walk.h"
+#include "schedule.h"
 
 #define PK_MAX_PARTS 1024 /* cuts that are kept in shared memory */
 
-/* What work-item t needs of a scan of x over the group, after all have stored x in x[] and met a barrier: the sum of
- * those before it.  In two steps of at most 16: sums of 16 each, then single values. */
-PK_FN int64_t pk_sum_before(const PK_LOCAL int64_t *x, const PK_LOCAL int64_t *sums_of_16, int t)
-{
-	int64_t sum = 0;
-	for (int i = 0; i < t / 16; i++)
-		sum += sums_of_16[i];
-	for (int i = t & ~15; i < t; i++)
-		sum += x[i];
-	return sum;
-}
-
-PK_FN int64_t pk_sum_of_16(const PK_LOCAL int64_t *x)
-{
-	int64_t sum = 0;
-	for (int i = 0; i < 16; i++)
-		sum += x[i];
-	return sum;
-}
-
-PK_FN int64_t pk_top_of_16(const PK_LOCAL int64_t *x)
-{
-	int64_t top = x[0];
-	for (int i = 1; i < 16; i++)
-		top = x[i] > top ? x[i] : top;
-	return top;
-}
-
-/* One group writes the whole plan.  Work-item t has `run` consecutive requests: it sums their blocks, finds the borders
- * that fall among them, and after all borders are known writes rows t, t + PK_ITEMS, ... */
+/* One group writes the whole plan.  Work-item t has `run` consecutive requests: it sums their blocks and counts their
+ * pieces.  It has borders t, t + PK_ITEMS, ... as well: it looks for the request that each falls into.  Once all borders
+ * are known it writes rows t, t + PK_ITEMS, ...
+ * `splits_`: [b + 1] sums of pieces; with own_plan, the list of split requests. */
 PK_KERNEL fmla_pk_plan(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL char *PK_RESTRICT cu_,
                        PK_GLOBAL char *PK_RESTRICT parts, PK_GLOBAL char *PK_RESTRICT splits_, const struct pk_shape p)
 {
 	PK_SHARED int64_t blocks[PK_ITEMS];
 	PK_SHARED int64_t longest[PK_ITEMS];
-	PK_SHARED int64_t pieces[PK_ITEMS];
+	PK_SHARED int64_t starts[PK_ITEMS]; /* of the first request of each work-item, on the axis */
+	PK_SHARED int64_t pieces[PK_ITEMS]; /* and split requests << 32 */
 	PK_SHARED int64_t sums[PK_ITEMS / 16];
 	PK_SHARED int64_t tops[PK_ITEMS / 16];
 	PK_SHARED int cut_req[PK_MAX_PARTS + 1];
@@ -52,6 +27,7 @@ PK_KERNEL fmla_pk_plan(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL 
 	const PK_GLOBAL int32_t *lens = PK_IN(int32_t, lens_, p.at_lens), *cu = PK_IN(int32_t, cu_, p.at_cu);
 	PK_GLOBAL struct part *rows = PK_AT(struct part, parts, p.at_parts);
 	PK_GLOBAL int32_t *splits = PK_AT(int32_t, splits_, p.at_splits);
+	PK_GLOBAL struct pk_split *list = (PK_GLOBAL struct pk_split *)(splits + 1);
 	const int t = PK_ITEM(), run = (p.b + PK_ITEMS - 1) / PK_ITEMS;
 	const int first = t * run < p.b ? t * run : p.b, end = first + run < p.b ? first + run : p.b;
 
@@ -72,45 +48,62 @@ PK_KERNEL fmla_pk_plan(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL 
 	top = pk_top_of_16(tops);
 	const int64_t before = pk_sum_before(blocks, sums, t), total = pk_sum_of_16(sums); /* PK_ITEMS is 16 * 16 */
 	const struct plan_axis axis = plan_axis(total, top, p.b, p.num_parts, p.costs);
-	int64_t start = axis.whole ? first : before + (int64_t)first * axis.overhead;
+	const int64_t my_start = axis.whole ? first : before + (int64_t)first * axis.overhead;
 
-	int64_t my_pieces = 0;
-	int64_t j = axis.total > 0 ? plan_border_at_or_after(axis, start) : axis.active;
+	int64_t my_pieces = 0, at = my_start;
 	for (int i = first; i < end; i++) {
 		const struct blocks r = pk_blocks(&p, lens, cu, i);
-		const int64_t next = start + plan_cost(axis, r);
-		int inside = 0;
-		for (; j < axis.active && plan_position(axis, j) < next; j++) {
-			if (j == 0)
-				continue; /* set below */
-			const struct border to = plan_cut(axis, plan_position(axis, j), i, start, r);
-			inside += to.block > 0;
-			cut_req[j] = (int)to.req;
-			cut_block[j] = (int)to.block;
-			cut_split[j] = to.block > 0 ? inside : 0;
-		}
-		splits[i] = (int32_t)(axis.chunk > 0 ? plan_chunks(axis.chunk, r) : inside + 1);
-		my_pieces += splits[i];
-		start = next;
+		const struct pk_pieces n = pk_count_pieces(axis, at, r);
+		my_pieces += n.count + ((int64_t)(n.count > 1) << 32);
+		at += plan_cost(axis, r);
 	}
-	if (t == 0) {
-		cut_req[0] = cut_block[0] = cut_split[0] = 0;
-		cut_req[axis.active] = p.b;
-		cut_block[axis.active] = cut_split[axis.active] = 0;
-	}
+	starts[t] = my_start;
 	pieces[t] = my_pieces;
-	PK_SYNC(); /* the cuts are there, too; nobody reads the sums of blocks any more */
+	PK_SYNC(); /* nobody reads the sums of blocks any more */
 	if (t < PK_ITEMS / 16)
 		sums[t] = pk_sum_of_16(pieces + 16 * t);
-	PK_SYNC();
+
+	for (int64_t j = t; j <= axis.active; j += PK_ITEMS) {
+		struct border to = {j > 0 ? p.b : 0, 0}; /* the first and the last one */
+		int split = 0;
+		if (j > 0 && j < axis.active) {
+			const int64_t position = plan_position(axis, j);
+			int owner = 0;
+			for (int step = PK_ITEMS / 2; step > 0; step /= 2)
+				owner += starts[owner + step] <= position ? step : 0;
+			int req = owner * run;
+			int64_t start = starts[owner];
+			struct blocks r = pk_blocks(&p, lens, cu, req);
+			while (start + plan_cost(axis, r) <= position) {
+				start += plan_cost(axis, r);
+				r = pk_blocks(&p, lens, cu, ++req);
+			}
+			to = plan_cut(axis, position, req, start, r);
+			if (to.block > 0 && axis.chunk == 0)
+				split = (int)(j - plan_inner_borders(axis, start, r).first) + 1;
+		}
+		cut_req[j] = (int)to.req;
+		cut_block[j] = (int)to.block;
+		cut_split[j] = split;
+	}
+	PK_SYNC(); /* the borders and the sums of pieces are there */
+
 	int64_t split = pk_sum_before(pieces, sums, t);
+	at = my_start;
 	for (int i = first; i < end; i++) {
-		const int32_t n = splits[i];
-		splits[i] = (int32_t)split;
-		split += n;
+		const struct blocks r = pk_blocks(&p, lens, cu, i);
+		const struct pk_pieces n = pk_count_pieces(axis, at, r);
+		if (!p.own_plan) {
+			splits[i] = (int32_t)split;
+		} else if (n.count > 1) {
+			const struct pk_split s = {i, n.count, n.first};
+			list[split >> 32] = s;
+		}
+		split += n.count + ((int64_t)(n.count > 1) << 32);
+		at += plan_cost(axis, r);
 	}
 	if (t == 0)
-		splits[p.b] = (int32_t)pk_sum_of_16(sums);
+		splits[p.own_plan ? 0 : p.b] = (int32_t)(p.own_plan ? pk_sum_of_16(sums) >> 32 : pk_sum_of_16(sums));
 
 	const struct blocks none = {0, 0};
 	for (int row = t; row < p.plan_rows; row += PK_ITEMS) {

@@ -16,7 +16,7 @@
 
 struct pk_shape {
 	int64_t at_q, at_kv, at_table, at_lens, at_cu, at_sink, at_out, at_lse, at_parts, at_splits;
-	int64_t ws_parts, ws_splits, ws_lse, ws_out;
+	int64_t ws_parts, ws_splits, ws_lse, ws_out; /* ws_splits: an int32 count, then struct pk_split */
 	int64_t q_b, q_s, q_h;
 	int64_t kv_page, kv_token, kv_head;
 	int64_t table_stride;
@@ -27,10 +27,17 @@ struct pk_shape {
 	int32_t page, num_pages, max_len, d_qk;
 	int32_t row_tiles, tile_rows, num_parts, plan_rows; /* plan_rows: rows that the plan kernel writes */
 	int32_t max_chunks, causal;
-	int32_t combine_groups, unused; /* groups that share the rows of a split request */
+	int32_t own_plan; /* 1: the plan is for decode and combine, splits go to ws_splits as struct pk_split */
+	int32_t unused;
 	int32_t has_cu, has_sink, has_lse, fp16;
 	float scale_log2, empty_lse;
 	struct plan_costs costs;
+};
+
+/* The split requests, for combine: in the workspace, `count` and then as many of these. */
+struct pk_split {
+	int32_t req, pieces;
+	int32_t first; /* the part with the first piece (not with costs.chunk) */
 };
 
 /* fmla_merge; types as in enum value_type. */
