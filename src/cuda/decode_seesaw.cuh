@@ -8,8 +8,8 @@
  *           P of one goes to the other through shared memory (the "seesaw" of FlashMLA's kernel notes, 2025-04-22)
  * Turn      warpgroup 0:  S_A   softmax A   O_l += P_A V_A,l   wait P_B   O_l += P_B V_B,l
  *           warpgroup 1:  S_B   wait P_A    O_r += P_A V_A,r   softmax B  O_r += P_B V_B,r
- *           one group's softmax runs under the other's products, A's under S_B, B's under P_A V_A, and its second half
- *           under the group's own products of the first
+ *           one group's softmax runs under the other's products, A's under S_B, B's under P_A V_A.  S takes the half
+ *           of the tile first that its own group frees: it is there earlier
  * Max       P is computed against a reference that stays as it is unless a score exceeds it by more than 2^8; it
  *           travels with P from group to group, and whoever finds it raised rescales its half of O.  P <= 256 is exact
  *           enough in 16 bits because sums are fp32 and lse is taken with the reference in use
@@ -25,11 +25,13 @@
 #define Q_BYTES TILE_BYTES
 #define HALF_V  DESC(V_SLICES / 2 * SLICE_BYTES)
 
-/* S = Q K^T of one tile, slices as they land; not complete on return. */
-DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity)
+/* S = Q K^T of one tile, as its parts land, left or right half first; not complete on return. */
+DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity,
+                           bool right_first)
 {
 #pragma unroll
-	for (int bar = LEFT; bar < BARS; bar++) {
+	for (int n = LEFT; n < BARS; n++) {
+		const int bar = n == ROPE || !right_first ? n : n ^ RIGHT;
 		mbar_wait(full + 8 * bar, parity);
 		wgmma_fence();
 #pragma unroll
@@ -39,29 +41,31 @@ DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uin
 			for (int k = 0; k < 4; k++)
 				WGMMA_N64_SS(MMA, s, q_desc + DESC(slice * SLICE_BYTES + 32 * k),
 				             k_desc + (slice == V_SLICES ? rope : DESC(slice * SLICE_BYTES)) + DESC(32 * k),
-				             (slice | k) != 0, 0, 0);
+				             (n | i | k) != 0, 0, 0);
 		}
 	}
 	wgmma_commit();
 }
 
-/* P = exp2(s - r) of half the tile's tokens, as A fragments of wgmma; sum: of this thread's share of the rows. */
-DEV void KERNEL_FN(exponentials)(const float (&s)[32], const float (&r)[2], uint32_t (&pk)[16], float (&sum)[2],
-                                 int half)
+/* P = exp2(scale s - m) as A fragments of wgmma; sum: of this thread's share of the rows. */
+DEV void KERNEL_FN(exponentials)(const float (&s)[32], float scale, const float (&m)[2], uint32_t (&pk)[16],
+                                 float (&sum)[2])
 {
+	sum[0] = sum[1] = 0;
 #pragma unroll
-	for (int i = 8 * half; i < 8 * half + 8; i++) {
-		const float a = exp2_approx(s[2 * i] - r[i & 1]), b = exp2_approx(s[2 * i + 1] - r[i & 1]);
+	for (int i = 0; i < 16; i++) {
+		const float a = exp2_approx(fmaf(s[2 * i], scale, -m[i & 1])),
+		            b = exp2_approx(fmaf(s[2 * i + 1], scale, -m[i & 1]));
 		sum[i & 1] += a + b;
 		pk[i] = PACK(a, b);
 	}
 }
 
-/* O += P V, P in registers (half the tile's tokens) or in shared memory; not complete on return. */
-DEV void KERNEL_FN(pv_registers)(float (&o)[128], const uint32_t (&pk)[16], uint64_t v_desc, int half)
+/* O += P V, P in registers or in shared memory; not complete on return. */
+DEV void KERNEL_FN(pv_registers)(float (&o)[128], const uint32_t (&pk)[16], uint64_t v_desc)
 {
 #pragma unroll
-	for (int k = 2 * half; k < 2 * half + 2; k++)
+	for (int k = 0; k < 4; k++)
 		WGMMA_N256_RS(MMA, o, pk + 4 * k, v_desc + DESC(2048 * k), 1, 1);
 	wgmma_commit();
 }
@@ -158,30 +162,18 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	struct walk walk = walk_begin(p, part, borders);
 	struct piece piece;
 	int tiles = 0, pieces = 0; /* tile n lies in slot n & 1, parity from n >> 1 */
-	int turns = 0;             /* bits 0, 1: parity of bar_p[0], bar_p[1] */
+	int turns = 0;             /* bits 0, 1, 2: parity of bar_p[0], bar_p[1], bar_q_full */
 
 	if (group == 2) {
 		SETMAXNREG_DEC(56);
-		if (warp < 11) {                              /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
-			const uint64_t policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
-			const int bar = warp - 8;
-			struct share share = {bar * (V_SLICES / 2), bar == ROPE ? p.slices - V_SLICES : V_SLICES / 2, 0, 0};
-			share.half = share.count / p.cluster;
-			share.mine = share.half * rank;
-			const CUtensorMap *const from = bar == ROPE ? &maps.slice : &maps.group;
+		if (warp < 11) { /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
+			const struct share share = share_of(p, maps, warp - 8, rank);
+			const struct slots slots = {kv_tile, bar_full, bar_empty, bad_tile};
 			while (walk_next(p, walk, pair, piece)) {
-#pragma unroll 1
-				for (int block = piece.begin; block < piece.end; block++, tiles++) {
-					const int slot = tiles & 1, parity = (tiles >> 1 & 1) ^ 1;
-					const uint32_t dst = smem_addr(kv_tile + slot * TILE_BYTES);
-					const struct boxes boxes = find_boxes(p, piece, block);
-					if (bar == ROPE && p.cluster > 1) /* one slice: in turn */
-						share.half = share.count && (tiles & 1) == rank;
-					mbar_wait(smem_addr(&bar_empty[slot][bar]), parity);
-					if (lane == 0 && bar == LEFT) /* before the arrival, which publishes it */
-						bad_tile[slot] = boxes.loaded != boxes.end - boxes.begin;
-					load_share(p, from, boxes, kv_head, dst, smem_addr(&bar_full[slot][bar]), share, policy);
-				}
+				if (p.box_slices > 1)
+					load_tiles(p, piece, kv_head, share, slots, tiles);
+				else
+					load_boxes(p, piece, kv_head, share, slots, tiles);
 			}
 			grid_launch_dependents();
 		} else { /* ---- q loader: from the second piece on ---- */
@@ -211,12 +203,13 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		const struct bounds see = piece_bounds(p, piece);
 		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
 		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
-		if (begin < end && pieces == 0) {                      /* nothing to overlap with: by all */
+		if (begin < end && tiles == 0) {                       /* nothing to overlap with: by all */
 			copy_q<ROWS, 256>(p, piece, kv_head, row_tile, q_tile, threadIdx.x);
 			fence_async_proxy();
 			named_barrier(Q_COPIED, 256);
 		} else if (begin < end) {
-			mbar_wait(smem_addr(&bar_q_full), (pieces & 1) ^ 1);
+			mbar_wait(smem_addr(&bar_q_full), turns >> 2 & 1);
+			turns ^= 4;
 		}
 
 #pragma unroll 1
@@ -231,30 +224,32 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			const uint64_t desc_a = uniform(desc_k_major(addr_a)), desc_b = uniform(desc_k_major(addr_b));
 			const uint64_t p_a = desc_a + DESC(V_SLICES * SLICE_BYTES), p_b = desc_b + DESC(V_SLICES * SLICE_BYTES);
 			tiles += has_b ? 2 : 1;
-			float s[32], r[2], sum[2] = {0, 0};
+			float s[32], r[2], top[2], sum[2];
 			uint32_t pk[16];
 
 			if (group == 0) {
 				const int first = block * BLOCK;
-				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a);
+				KERNEL_FN(scores)(s, q_desc, desc_a, rope, smem_addr(&bar_full[slot_a][0]), parity_a, false);
 				WGMMA_WAIT(0);
 				poisoned |= lane == rank && bad_tile[slot_a]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
-				zero_unused(kv_tile + slot_a * TILE_BYTES, piece, see, first);
-				references(s, m, r);
+				float scale = p.scale_log2;
+				if (!all_seen(see, scale, first)) {
+					mask(p, piece, row_tile * ROWS + row, first, scale, s);
+					zero_unused(kv_tile + slot_a * TILE_BYTES, piece, see, first);
+				}
+				row_tops(s, scale, top);
+				references(top, m, r);
 				raise(o, l, m, r);
+				KERNEL_FN(exponentials)(s, scale, m, pk, sum);
 				named_barrier(1, 128); /* all warps are done with the rope slice, and with zeroing */
-				KERNEL_FN(exponentials)(s, r, pk, l, 0);
-				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC, 0); /* under the other half's exponentials */
-				KERNEL_FN(exponentials)(s, r, pk, l, 1);
 				store_p(addr_a + V_SLICES * SLICE_BYTES, warp_row, pk);
-				store_reference(reference[0], row, r);
+				store_reference(reference[0], row, m);
 				hand_over(smem_addr(&bar_p[0]));
 				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC, 1);
+				KERNEL_FN(pv_registers)(o, pk, desc_a + V_DESC);
+				l[0] += sum[0], l[1] += sum[1];
 				WGMMA_WAIT(0);
 				if (lane < p.cluster)
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][LEFT]), lane);
@@ -272,21 +267,28 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				}
 			} else if (has_b) {
 				const int first = (block + 1) * BLOCK;
-				KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b);
+				KERNEL_FN(scores)(s, q_desc, desc_b, rope, smem_addr(&bar_full[slot_b][0]), parity_b, true);
+				WGMMA_WAIT(0);
+				poisoned |= lane == rank && bad_tile[slot_b]; /* read by the lane that frees the slot */
+				if (last && lane == 0)
+					mbar_arrive(smem_addr(&bar_q_empty));
+				float scale = p.scale_log2;
+				if (!all_seen(see, scale, first)) {
+					mask(p, piece, row_tile * ROWS + row, first, scale, s);
+					zero_unused(kv_tile + slot_b * TILE_BYTES, piece, see, first);
+				}
+				row_tops(s, scale, top);
 				mbar_wait(smem_addr(&bar_p[0]), turns & 1);
 				r[0] = reference[0][row], r[1] = reference[0][row + 8];
 				raise(o, l, m, r);
 				wgmma_fence();
 				KERNEL_FN(pv_shared)(o, p_a, desc_a + V_DESC + HALF_V);
-				WGMMA_WAIT(1);
-				poisoned |= lane == rank && bad_tile[slot_b]; /* read by the lane that frees the slot */
-				if (last && lane == 0)
-					mbar_arrive(smem_addr(&bar_q_empty));
-				scale_and_mask(p, piece, see, row_tile * ROWS + row, first, s);
-				zero_unused(kv_tile + slot_b * TILE_BYTES, piece, see, first);
-				references(s, m, r);
+				references(top, m, r);
+				KERNEL_FN(exponentials)(s, scale, r, pk, sum);
 				named_barrier(2, 128);
-				KERNEL_FN(exponentials)(s, r, pk, sum, 0);
+				store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
+				store_reference(reference[1], row, r);
+				hand_over(smem_addr(&bar_p[1]));
 				WGMMA_WAIT(0);
 				if (lane < p.cluster) {
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_a][RIGHT]), lane);
@@ -294,14 +296,8 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				}
 				raise(o, l, m, r);
 				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V, 0);
-				KERNEL_FN(exponentials)(s, r, pk, sum, 1);
-				store_p(addr_b + V_SLICES * SLICE_BYTES, warp_row, pk);
-				store_reference(reference[1], row, r);
-				hand_over(smem_addr(&bar_p[1]));
+				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V);
 				l[0] += sum[0], l[1] += sum[1];
-				wgmma_fence();
-				KERNEL_FN(pv_registers)(o, pk, desc_b + V_DESC + HALF_V, 1);
 				WGMMA_WAIT(0);
 				if (lane < p.cluster)
 					mbar_arrive_cluster(smem_addr(&bar_empty[slot_b][RIGHT]), lane);
@@ -321,24 +317,23 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			}
 			turns ^= has_b ? 3 : 1;
 		}
-		if (piece.begin < piece.end)
-			pieces++;
 
-			/* The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
+		/* The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
+		const float poison = __any_sync(0xffffffff, poisoned) ? NAN : 0.0f; /* reaches every row with its sum */
 #pragma unroll
 		for (int h = 0; h < 2; h++) {
 			l[h] += __shfl_xor_sync(0xffffffff, l[h], 1);
 			l[h] += __shfl_xor_sync(0xffffffff, l[h], 2);
 			if ((lane & 3) == 0) {
-				row_sum[group][row + 8 * h] = l[h];
+				row_sum[group][row + 8 * h] = l[h] + poison;
 				if (group == 0)
 					row_max[row + 8 * h] = m[h]; /* both groups' */
 			}
 		}
-		poisoned = barrier_or(ROWS_SUMMED, 256, poisoned);
+		named_barrier(ROWS_SUMMED, 256);
 		if (threadIdx.x < ROWS)
 			settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
-			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], poisoned, &row_norm[threadIdx.x],
+			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], &row_norm[threadIdx.x],
 			           &row_ptr[threadIdx.x]);
 		named_barrier(ROWS_SETTLED, 256);
 		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row], row_norm[row], group, o);

@@ -255,4 +255,14 @@ DEV uint64_t uniform(uint64_t x)
 	return (uint64_t)__shfl_sync(0xffffffff, (uint32_t)(x >> 32), 0) << 32 | __shfl_sync(0xffffffff, (uint32_t)x, 0);
 }
 
+DEV uint32_t uniform(uint32_t x)
+{
+	return __shfl_sync(0xffffffff, x, 0);
+}
+
+DEV int uniform(int x)
+{
+	return __shfl_sync(0xffffffff, x, 0);
+}
+
 #endif

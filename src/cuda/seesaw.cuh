@@ -16,82 +16,156 @@ enum { LEFT, RIGHT, ROPE, BARS };
 /* Named barriers between the warpgroups; 1 and 2 are their own. */
 enum { ROWS_SUMMED = 3, ROWS_SETTLED, Q_COPIED };
 
-/* What one warp loads of each tile: slices [first, first + count) of it, in a cluster of them [mine, mine + half) for
- * both CTAs, while the peer sends the others.  */
-struct share {
-	int first, count, mine, half;
+/* The two tile slots of a CTA, as its producers see them. */
+struct slots {
+	uint8_t *tile;
+	uint64_t (*full)[BARS], (*empty)[BARS];
+	int *bad; /* a page index of the slot's tile was out of range; published by LEFT's arrival */
 };
 
-/* Requests a share of a tile, whose boxes find_boxes found, by one warp. */
-DEV void load_share(const struct decode_params &p, const CUtensorMap *map, const struct boxes &boxes, int kv_head,
-                    uint32_t dst, uint32_t bar, const struct share &share, uint64_t policy)
+/* What one warp loads of each tile: slices [first, first + count), which complete on barrier `bar`.  In a cluster it
+ * sends [mine, mine + half) of them to both CTAs, while the peer sends the others; a single slice they send in turn. */
+struct share {
+	int bar, first, count, mine, half, rank;
+	bool in_turn;
+	const CUtensorMap *map;
+	uint64_t policy;
+};
+
+DEV struct share share_of(const struct decode_params &p, const struct kv_maps &maps, int bar, int rank)
 {
-	const int lane = threadIdx.x & 31;
-	if (p.box_slices > 1) { /* one page holds the tile, one box the share */
-		if (lane == 0) {
-			if (boxes.loaded && share.half && p.cluster == 1)
-				tma_load_5d(dst + share.first * SLICE_BYTES, map, bar, 0, boxes.row[0], share.first, kv_head,
-				            boxes.page[0], policy);
-			else if (boxes.loaded && share.half)
-				tma_load_5d_pair(dst + (share.first + share.mine) * SLICE_BYTES, map, bar, 0, boxes.row[0],
-				                 share.first + share.mine, kv_head, boxes.page[0], policy);
-			mbar_expect_tx(bar, boxes.loaded ? share.count * SLICE_BYTES : 0);
-		}
-		return;
-	}
-	if (lane == 0)
-		mbar_expect_tx(bar, (uint32_t)(boxes.loaded * p.box_tokens * 128 * share.count));
-	__syncwarp();
+	struct share share;
+	share.bar = bar;
+	share.first = bar * (V_SLICES / 2);
+	share.count = bar == ROPE ? p.slices - V_SLICES : V_SLICES / 2;
+	share.half = share.count / p.cluster;
+	share.mine = share.half * rank;
+	share.rank = rank;
+	share.in_turn = bar == ROPE && p.cluster > 1;
+	share.map = bar == ROPE ? &maps.slice : &maps.group;
+	share.policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
+	return share;
+}
+
+/* A warp requests its share of a piece's tiles, one after the other as slots are freed; tiles: counted on.  For pages
+ * that hold whole tiles: one box each.  What a request says is known before its slot is free, in uniform registers, and
+ * the next tile's page is on its way: from a freed slot to its request is on the critical path. */
+DEV void load_tiles(const struct decode_params &p, const struct piece &piece, int kv_head, const struct share &share,
+                    const struct slots &slots, int &tiles)
+{
+	const int lane = threadIdx.x & 31, slice = uniform(share.first + share.mine);
+	const int32_t *const table = p.block_table + (int64_t)piece.req * p.table_stride;
+	const CUtensorMap *const map = (const CUtensorMap *)uniform((uint64_t)share.map);
+	const uint64_t policy = uniform(share.policy);
+	const int head = uniform(kv_head);
+	int next = piece.begin < piece.end ? table[token_page(p, piece.begin * BLOCK)] : 0;
 #pragma unroll 1
-	for (int box = boxes.begin; box < boxes.end; box++) {
-		const int i = box >> 5, from = box & 31, slice = share.first + lane;
-		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
-		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
-		if (lane < share.mine || lane >= share.mine + share.half || !((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
-			continue;
-		const uint32_t to = dst + slice * SLICE_BYTES + box * p.box_tokens * 128;
-		if (p.cluster == 1)
-			tma_load_5d(to, map, bar, 0, row, slice, kv_head, page, policy);
-		else
-			tma_load_5d_pair(to, map, bar, 0, row, slice, kv_head, page, policy);
+	for (int block = piece.begin; block < piece.end; block++, tiles++) {
+		const int slot = tiles & 1, page = uniform(next);
+		const int row = uniform(block * BLOCK - token_page(p, block * BLOCK) * p.page);
+		const uint32_t dst = uniform(smem_addr(slots.tile + slot * TILE_BYTES) + slice * SLICE_BYTES);
+		const uint32_t full = uniform(smem_addr(&slots.full[slot][share.bar]));
+		const bool good = (unsigned)page < (unsigned)p.num_pages;
+		const bool send = good && share.count > 0 && !(share.in_turn && (tiles & 1) != share.rank);
+		if (block + 1 < piece.end)
+			next = table[token_page(p, (block + 1) * BLOCK)];
+		mbar_wait(smem_addr(&slots.empty[slot][share.bar]), (tiles >> 1 & 1) ^ 1);
+		if (lane == 0) {
+			if (send && p.cluster > 1)
+				tma_load_5d_pair(dst, map, full, 0, row, slice, head, page, policy);
+			else if (send)
+				tma_load_5d(dst, map, full, 0, row, slice, head, page, policy);
+			if (share.bar == LEFT)
+				slots.bad[slot] = !good;
+			mbar_expect_tx(full, good ? share.count * SLICE_BYTES : 0);
+		}
+		__syncwarp();
 	}
 }
 
-/* Scales s and masks what a row does not see; h 0, 1: the thread's rows lane / 4 and lane / 4 + 8 of the warp. */
-DEV void scale_and_mask(const struct decode_params &p, const struct piece &piece, const struct bounds &see, int row,
-                        int first, float (&s)[32])
+/* The same for smaller pages: a tile is many boxes of one slice, a lane requests its slice of each. */
+DEV void load_boxes(const struct decode_params &p, const struct piece &piece, int kv_head, struct share share,
+                    const struct slots &slots, int &tiles)
+{
+	const int lane = threadIdx.x & 31, slice = share.first + lane;
+	struct entries next = look_up(p, piece, piece.begin);
+#pragma unroll 1
+	for (int block = piece.begin; block < piece.end; block++, tiles++) {
+		const int slot = tiles & 1;
+		const struct boxes boxes = find_boxes(p, piece, block, next);
+		const uint32_t full = smem_addr(&slots.full[slot][share.bar]),
+		               dst = smem_addr(slots.tile + slot * TILE_BYTES) + slice * SLICE_BYTES;
+		if (share.in_turn)
+			share.half = share.count && (tiles & 1) == share.rank;
+		const bool mine = lane >= share.mine && lane < share.mine + share.half;
+		next = look_up(p, piece, block + 1);
+		mbar_wait(smem_addr(&slots.empty[slot][share.bar]), (tiles >> 1 & 1) ^ 1);
+		if (lane == 0) {
+			if (share.bar == LEFT)
+				slots.bad[slot] = boxes.loaded != boxes.end - boxes.begin;
+			mbar_expect_tx(full, (uint32_t)(boxes.loaded * p.box_tokens * 128 * share.count));
+		}
+		__syncwarp();
+#pragma unroll 1
+		for (int box = boxes.begin; box < boxes.end; box++) {
+			const int i = box >> 5, from = box & 31;
+			const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
+			const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
+			const uint32_t to = dst + box * p.box_tokens * 128;
+			if (!mine || !((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
+				continue;
+			if (p.cluster > 1)
+				tma_load_5d_pair(to, share.map, full, 0, row, slice, kv_head, page, share.policy);
+			else
+				tma_load_5d(to, share.map, full, 0, row, slice, kv_head, page, share.policy);
+		}
+	}
+}
+
+/* True for most tiles: every row sees all of it, and the scale is positive, so that it can wait for the exponentials. */
+DEV bool all_seen(const struct bounds &see, float scale, int first)
+{
+	return first >= see.all_lo && first + BLOCK <= see.all_hi && scale > 0;
+}
+
+/* The others: masks what a row does not see; a scale that is not positive is applied, and 1 takes its place. */
+DEV void mask(const struct decode_params &p, const struct piece &piece, int row, int first, float &scale,
+              float (&s)[32])
 {
 	const int lane = threadIdx.x & 31;
-#pragma unroll
-	for (int i = 0; i < 32; i++)
-		s[i] *= p.scale_log2;
-	if (first >= see.all_lo && first + BLOCK <= see.all_hi)
-		return;
+	const float factor = scale > 0 ? 1.0f : scale;
+	scale = scale > 0 ? scale : 1.0f;
 #pragma unroll
 	for (int h = 0; h < 2; h++) {
 		const struct span v = visible(p, piece, (row + 8 * h) / p.group);
 #pragma unroll
 		for (int i = 0; i < 16; i++) {
 			const int t = first + 8 * (i / 2) + 2 * (lane & 3) + i % 2;
-			if (t < v.lo || t >= v.hi)
-				s[4 * (i / 2) + 2 * h + i % 2] = -INFINITY;
+			float &x = s[4 * (i / 2) + 2 * h + i % 2];
+			x = t < v.lo || t >= v.hi ? -INFINITY : x * factor;
 		}
 	}
 }
 
-/* The references of this turn: the old ones, or a row's true maximum where that is more than 2^8 above it. */
-DEV void references(const float (&s)[32], const float (&m)[2], float (&r)[2])
+/* The largest score of each row, scaled. */
+DEV void row_tops(const float (&s)[32], float scale, float (&top)[2])
 {
 #pragma unroll
 	for (int h = 0; h < 2; h++) {
-		float top = s[2 * h];
+		float t = s[2 * h];
 #pragma unroll
 		for (int i = 1; i < 16; i++)
-			top = fmaxf(top, s[4 * (i / 2) + 2 * h + i % 2]);
-		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-		top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-		r[h] = top > m[h] + 8.0f ? top : m[h];
+			t = fmaxf(t, s[4 * (i / 2) + 2 * h + i % 2]);
+		t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 1));
+		top[h] = scale * fmaxf(t, __shfl_xor_sync(0xffffffff, t, 2));
 	}
+}
+
+/* The references of this tile: the old ones, or a row's true maximum where that is more than 2^8 above it. */
+DEV void references(const float (&top)[2], const float (&m)[2], float (&r)[2])
+{
+	r[0] = top[0] > m[0] + 8.0f ? top[0] : m[0];
+	r[1] = top[1] > m[1] + 8.0f ? top[1] : m[1];
 }
 
 /* Makes r the references m of the rows; where a row of the warp was raised, rescales O and the sums. */

@@ -57,25 +57,50 @@ struct boxes {
 	unsigned good[2]; /* bit n: box n may be loaded */
 };
 
-DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &piece, int block)
+/* Table entries of a tile's boxes, unchecked; look_up returns while they are still on their way. */
+struct entries {
+	int page[2];
+};
+
+DEV bool box_used(const struct boxes &b, int i)
 {
-	const int lane = threadIdx.x & 31, first = block * BLOCK, left = piece.len - first;
-	const int hidden = visible(p, piece, 0).lo - first;
+	const int box = (int)(threadIdx.x & 31) + 32 * i;
+	return box >= b.begin && box < b.end;
+}
+
+DEV void find_range(const struct decode_params &p, const struct piece &piece, int block, struct boxes &b)
+{
+	const int first = block * BLOCK, left = piece.len - first, hidden = visible(p, piece, 0).lo - first;
+	const int shift = 31 - __clz(p.box_tokens); /* a power of two */
+	b.begin = hidden > 0 ? hidden >> shift : 0;
+	b.end = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) >> shift;
+}
+
+DEV struct entries look_up(const struct decode_params &p, const struct piece &piece, int block)
+{
 	const int32_t *table = p.block_table + (int64_t)piece.req * p.table_stride;
 	struct boxes b;
-	b.begin = hidden > 0 ? hidden / p.box_tokens : 0;
-	b.end = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) / p.box_tokens;
+	struct entries e;
+	find_range(p, piece, block, b);
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		const int box = lane + 32 * i, token = first + box * p.box_tokens;
-		const bool used = box >= b.begin && box < b.end;
-		b.page[i] = b.row[i] = 0;
-		if (used) {
-			const int page = token_page(p, token);
-			b.page[i] = table[page];
-			b.row[i] = token - page * p.page;
-		}
-		b.good[i] = __ballot_sync(0xffffffff, used && (unsigned)b.page[i] < (unsigned)p.num_pages);
+		const int token = block * BLOCK + ((int)(threadIdx.x & 31) + 32 * i) * p.box_tokens;
+		e.page[i] = box_used(b, i) ? table[token_page(p, token)] : 0;
+	}
+	return e;
+}
+
+DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &piece, int block,
+                            const struct entries &e)
+{
+	struct boxes b;
+	find_range(p, piece, block, b);
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const int token = block * BLOCK + ((int)(threadIdx.x & 31) + 32 * i) * p.box_tokens;
+		b.page[i] = e.page[i];
+		b.row[i] = token - token_page(p, token) * p.page;
+		b.good[i] = __ballot_sync(0xffffffff, box_used(b, i) && (unsigned)e.page[i] < (unsigned)p.num_pages);
 	}
 	b.loaded = __popc(b.good[0]) + __popc(b.good[1]);
 	return b;
@@ -87,7 +112,7 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
                    int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
-	const struct boxes boxes = find_boxes(p, piece, block);
+	const struct boxes boxes = find_boxes(p, piece, block, look_up(p, piece, block));
 	if (lane == 0) /* before its arrival on group 0, which publishes it */
 		*bad_tile = boxes.loaded != boxes.end - boxes.begin;
 	if (lane < GROUPS) {
@@ -320,14 +345,15 @@ DEV float add_four(const float *x)
 	return v.x + v.y + v.z + v.w;
 }
 
-/* All of it, by one thread: *ptr where the row goes (NULL: nowhere), *norm by what to multiply it. */
+/* All of it, by one thread; the sum of a poisoned row is NaN.  *ptr: where the row goes (NULL: nowhere), *norm: by what
+ * to multiply it. */
 DEV void settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
-                    float max, float sum, bool poisoned, float *norm, void **ptr)
+                    float max, float sum, float *norm, void **ptr)
 {
 	const struct row_end e = row_end(p, piece, kv_head, row_tile, tile_row);
-	const float lse2 = row_lse(max, sum, poisoned);
+	const float lse2 = row_lse(max, sum, false);
 	*ptr = e.out;
-	*norm = row_scale(sum, poisoned) * sink_factor(e.sink, lse2);
+	*norm = row_scale(sum, false) * sink_factor(e.sink, lse2);
 	store_lse(p, piece, e, lse2);
 }
 
