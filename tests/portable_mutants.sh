@@ -32,6 +32,7 @@ build() {
 # Each fails when it sees something wrong.
 run_emulator() { timeout 120 "$tree/build/plain/tests/test_portable" '* | h_q=3 s_k=65'; }
 run_mma() { timeout 240 "$tree/build/plain/tests/test_portable" 'mma | *page=*'; }
+run_splits() { timeout 240 "$tree/build/plain/tests/test_portable" 'several, *'; } # split requests
 run_asan() { ASAN_OPTIONS=detect_stack_use_after_return=0 timeout 240 "$tree/build/asan/tests/test_portable" '* | h_q=3 s_k=65'; }
 run_opencl() { # FOLDER-WITH-ICD
 	OCL_ICD_VENDORS=$tree/$1 FMLA_PROGRAM_CACHE=off POCL_KERNEL_CACHE=0 OCLGRIND_DATA_RACES=1 \
@@ -47,7 +48,7 @@ run_oclgrind() {
 # runner NAME: 0 when it is here
 here() {
 	case $1 in
-	emulator | asan | mma) return 0 ;;
+	emulator | asan | mma | splits) return 0 ;;
 	pocl) [ $pocl = 1 ] ;;
 	oclgrind) [ $oclgrind = 1 ] ;;
 	esac
@@ -87,7 +88,7 @@ mutant() { # mutant NAME OLD NEW RUNNER...: the first line with OLD in $kernel; 
 }
 
 build >"$tree/log" 2>&1 || { tail "$tree/log"; exit 1; }
-for runner in emulator asan pocl oclgrind mma; do
+for runner in emulator asan pocl oclgrind mma splits; do
 	expect 'no bug' $runner pass
 done
 mutant 'A, no barrier before K is overwritten' 'PK_SYNC(); /* K, S, P and scaling are free' '; /*' emulator asan oclgrind
@@ -105,6 +106,13 @@ mutant 'mma, no barrier before P is read' 'moved = __syncthreads_or(softmax<T, F
 	'moved = softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg);' mma
 mutant 'mma, no barrier in the exchange' 'barrier_of(1 + rg, 32 * T::DG);' '' mma
 mutant 'mma, a slot is filled again too early' 'start + T::SLOTS * T::KEYS, slot, page' 'start + T::SLOTS * T::KEYS, slot + T::SLOT_BYTES, page' mma
+kernel=src/portable/mma_plan.cuh
+mutant 'plan in a CTA, no barrier after the sums' '__syncthreads(); /* the sums are there' '; /*' splits
+mutant 'plan in a CTA, the list names the wrong part' 'pieces.first}' 'pieces.first + 1}' splits
+mutant 'plan in a CTA, the last part ends early' 'own.cut[1] = {p.b, 0}' 'own.cut[1] = {p.b - 1, 0}' mma
+kernel=src/portable/merge.h
+mutant 'combine, lanes added without their weights' 'PK_EXP2(tops[l] - base), values' 'PK_EXP2(tops[leader] - base), values' splits
+mutant 'combine, no barrier before the lanes are added' 'PK_SYNC();' ';' splits
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

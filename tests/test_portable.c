@@ -345,6 +345,12 @@ static void test_append(void **state)
 	fmla_ctx_destroy(ctx);
 }
 
+/* Several requests of which some are split, as decode_mma.cu plans them itself. */
+static const char *const several[] = {"b=3 varlen=1 s_k=400 h_q=4", "b=2 s_k=500 s_q=2 h_q=20 page=16 dtype=fp16",
+                                      "b=4 varlen=1 s_k=300 ragged=1 s_q=3 h_q=2", "b=40 varlen=1 s_k=20 h_q=1 page=4",
+                                      "b=2 s_k=600 h_q=65 sink=1"};
+enum { SEVERAL = sizeof(several) / sizeof(*several) };
+
 /* ---- the table ------------------------------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv)
@@ -352,7 +358,7 @@ int main(int argc, char **argv)
 	static const char *const order_names[] = {"forward", "reverse", "random", "waves", "mma"};
 	static enum decoder decoders[] = {SCALAR, WAVES, MMA};
 	enum { FIXED = 5, KINDS = EMULATOR_ORDERS + 2 };
-	const size_t most = KINDS * case_quick_count + FIXED;
+	const size_t most = KINDS * case_quick_count + FIXED + 2 * SEVERAL;
 	struct CMUnitTest *tests = calloc(most, sizeof(*tests));
 	struct job *jobs = calloc(most, sizeof(*jobs));
 	if (!tests || !jobs)
@@ -384,6 +390,13 @@ int main(int argc, char **argv)
 			    (struct CMUnitTest){.name = jobs[n].name, .test_func = test_case_in_order, .initial_state = &jobs[n]};
 			n++;
 		}
+	}
+	for (size_t i = 0; i < 2 * SEVERAL; i++) {
+		jobs[n] = (struct job){.line = several[i / 2], .order = i % 2 ? ORDER_RANDOM : ORDER_FORWARD, .decoder = MMA};
+		snprintf(jobs[n].name, sizeof(jobs[n].name), "several, %s | %s", order_names[jobs[n].order], several[i / 2]);
+		tests[n] =
+		    (struct CMUnitTest){.name = jobs[n].name, .test_func = test_case_in_order, .initial_state = &jobs[n]};
+		n++;
 	}
 	size_t kept = 0;
 	for (size_t i = 0; i < n; i++)

@@ -10,7 +10,6 @@
 /* In shared memory: the borders before and after the CTA's part. */
 struct own_part {
 	struct border cut[2];
-	int split; /* borders of cut[0].req up to cut[0] */
 };
 
 /* The split requests of this thread's `first` ... `end` - 1, the first of which starts at `at` on the axis. */
@@ -45,7 +44,7 @@ DEV void list_splits(const struct pk_shape &p, const struct mma_buffers &g, cons
 		*g.splits = (int32_t)pk_sum_of_16(sums);
 }
 
-/* Row `number` of the plan, by thread 0; scratch: 2 * THREADS + 32 words of shared memory. */
+/* Row `number` of the plan, by thread 0, without its begin_split, which only matters to a host; scratch: 2 * THREADS + 32 words of shared memory. */
 template <int THREADS>
 DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int number, int64_t *scratch,
                    struct own_part &own, struct part &part)
@@ -67,12 +66,11 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 		sums[t] = 16 * t < THREADS ? pk_sum_of_16(blocks + 16 * t) : 0;
 		tops[t] = 16 * t < THREADS ? pk_top_of_16(longest + 16 * t) : 0;
 	}
-	__syncthreads();
+	__syncthreads(); /* the sums are there */
 	const struct plan_axis axis = plan_axis(pk_sum_of_16(sums), pk_top_of_16(tops), p.b, p.num_parts, p.costs);
 	const int64_t start = axis.whole ? first : pk_sum_before(blocks, sums, t) + (int64_t)first * axis.overhead;
 	const int64_t position[2] = {plan_position(axis, number), plan_position(axis, number + 1)};
 	if (t == 0) { /* the ends of the axis; other borders are found by whoever has the request */
-		own.split = 0;
 		if (number == 0)
 			own.cut[0] = {0, 0};
 		if (number + 1 >= axis.active)
@@ -88,8 +86,6 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 			if (j == 0 || j >= axis.active || position[side] < at || position[side] >= next)
 				continue;
 			own.cut[side] = plan_cut(axis, position[side], i, at, r);
-			if (side == 0 && own.cut[0].block > 0)
-				own.split = (int)(number - plan_inner_borders(axis, at, r).first) + 1;
 		}
 		at = next;
 	}
@@ -105,7 +101,7 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 	const struct blocks none = {0, 0};
 	const struct border from = own.cut[0], to = own.cut[1];
 	const int64_t last = to.block > 0 ? to.req : to.req - 1;
-	part = plan_row(axis, from, from.req < p.b ? pk_blocks(&p, g.lens, g.cu, (int)from.req) : none, own.split, to,
+	part = plan_row(axis, from, from.req < p.b ? pk_blocks(&p, g.lens, g.cu, (int)from.req) : none, 0, to,
 	                last >= 0 ? pk_blocks(&p, g.lens, g.cu, (int)last) : none);
 }
 
