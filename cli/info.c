@@ -9,6 +9,24 @@
 #include <stdio.h>
 #include <string.h>
 
+/* How far each way to a GPU was tried; the first words are those of docs/gpus.md, whose table says more. */
+static const struct {
+	const char *gpu, *path, *label, *detail;
+} tried[] = {
+    {"NVIDIA Hopper", "cuda, portable-cuda, opencl", "executed on hardware", "H200"},
+    {"NVIDIA sm_80 to sm_120", "portable-cuda", "compiled and instruction-checked only",
+     "the same PTX runs on an H200"},
+    {"NVIDIA Turing, sm_75", "portable-cuda", "compiled and instruction-checked only", "no tensor cores"},
+    {"AMD gfx90a, gfx942", "hip", "compiled and instruction-checked only", "MFMA"},
+    {"AMD, other; Intel", "opencl", "executed on a CPU OpenCL only", "and on an H200, not on these"},
+    {"MetaX", "CUDA dialect", "source only", ""},
+    {"Moore Threads", "MUSA dialect, opencl", "source only", ""},
+    {"Hygon DCU", "HIP dialect", "source only", ""},
+    {"Iluvatar CoreX", "CUDA dialect", "source only", ""},
+    {"Intellifusion", "", "not possible", "no kernel language for users, no bf16"},
+};
+enum { TRIED = sizeof(tried) / sizeof(*tried) };
+
 struct options {
 	const char *trace;
 	int json;
@@ -42,6 +60,21 @@ static void print_backend(const struct fmla_backend_info *b)
 		printf(" %s\n", b->reason);
 }
 
+static void print_tried(void)
+{
+	printf("\nGPU                     how                         tried by its authors (docs/gpus.md)\n");
+	for (int i = 0; i < TRIED; i++)
+		printf("%-23s %-27s %s%s%s%s\n", tried[i].gpu, tried[i].path, tried[i].label, tried[i].detail[0] ? " (" : "",
+		       tried[i].detail, tried[i].detail[0] ? ")" : "");
+}
+
+static void print_tried_json(void)
+{
+	for (int i = 0; i < TRIED; i++)
+		printf("{\"gpu\": \"%s\", \"path\": \"%s\", \"label\": \"%s\", \"detail\": \"%s\"}\n", tried[i].gpu,
+		       tried[i].path, tried[i].label, tried[i].detail);
+}
+
 static void print_backend_json(const struct fmla_backend_info *b)
 {
 	const struct {
@@ -70,6 +103,7 @@ static int show_backends(int json)
 		printf("flashmla %s\n\nbackend        here variant           workers  device\n", fmla_version_string());
 	for (int i = 0; fmla_backend_info(ctx, i, &b) == FMLA_OK; i++)
 		(json ? print_backend_json : print_backend)(&b);
+	(json ? print_tried_json : print_tried)();
 	if (!json)
 		printf("\ndecode: bf16 and fp16; d_qk/d_v 576/512 and 512/512; any number of heads, query tokens, requests;\n"
 		       "pages of any size; variable lengths, causal mask, left window, attention sinks, ragged queries.\n");

@@ -150,6 +150,13 @@ test_example() {
 test_info() {
 	expect 0 '^ref +yes' info
 	expect 0 '"backend": "ref".*"available": true' info --json
+	expect 0 '^AMD gfx90a, gfx942 +hip +compiled and instruction-checked only' info
+	expect 0 '"label": "not possible"' info --json
+	while IFS='|' read -r gpu label; do # what it says of a GPU is what the document says
+		if grep -qF "| $gpu |" docs/gpus.md && grep -F "| $gpu |" docs/gpus.md | grep -qF "**$label**"; then pass; else
+			fail "docs/gpus.md does not say '$label' of '$gpu', as info does"
+		fi
+	done < <($flashmla info --json | sed -n 's/^{"gpu": "\([^"]*\)".*"label": "\([^"]*\)".*/\1|\2/p')
 	golden info_azure.txt info --trace tests/traces/azure_llm_2023_conv_400.csv
 	golden info_mooncake.json info --json --trace tests/traces/mooncake_conversation_40.jsonl
 	expect 2 'No such file' info --trace "$tmp/none"

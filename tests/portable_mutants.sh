@@ -109,7 +109,7 @@ mutant 'mma, a slot is filled again too early' 'start + T::SLOTS * T::KEYS, slot
 kernel=src/portable/mma_plan.cuh
 mutant 'plan in a CTA, no barrier after the sums' '__syncthreads(); /* the sums are there' '; /*' splits
 mutant 'plan in a CTA, the list names the wrong part' 'pieces.first}' 'pieces.first + 1}' splits
-mutant 'plan in a CTA, the last part ends early' 'own.cut[1] = {p.b, 0}' 'own.cut[1] = {p.b - 1, 0}' mma
+mutant 'plan in a CTA, the last part ends early' 'cut[1] = {p.b, 0}' 'cut[1] = {p.b - 1, 0}' mma
 kernel=src/portable/merge.h
 mutant 'combine, lanes added without their weights' 'PK_EXP2(tops[l] - base), values' 'PK_EXP2(tops[leader] - base), values' splits
 mutant 'combine, no barrier before the lanes are added' 'PK_SYNC();' ';' splits

@@ -65,7 +65,7 @@ struct current {
 };
 
 struct small {
-	struct own_part own;
+	struct border cut[2]; /* before and after the part */
 	struct part part;
 	int head, tile;     /* of the CTA; read when needed, as registers are short */
 	const uint16_t *kv; /* of the CTA's head                                     */
@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 	const struct current &c = sh.now, &next = sh.next;
 
 	if (g.plans_itself)
-		plan_part<T::THREADS>(p, g, blockIdx.x / tiles, (int64_t *)shared, sh.own, sh.part);
+		plan_part<T::THREADS>(p, g, blockIdx.x / tiles, (int64_t *)shared, sh.cut, sh.part);
 	if (threadIdx.x == 0) {
 		if (!g.plans_itself)
 			sh.part = g.parts[blockIdx.x / tiles];

@@ -7,11 +7,6 @@
 
 #include "schedule.h"
 
-/* In shared memory: the borders before and after the CTA's part. */
-struct own_part {
-	struct border cut[2];
-};
-
 /* The split requests of this thread's `first` ... `end` - 1, the first of which starts at `at` on the axis. */
 template <int THREADS>
 DEV void list_splits(const struct pk_shape &p, const struct mma_buffers &g, const struct plan_axis &axis, int first,
@@ -44,10 +39,11 @@ DEV void list_splits(const struct pk_shape &p, const struct mma_buffers &g, cons
 		*g.splits = (int32_t)pk_sum_of_16(sums);
 }
 
-/* Row `number` of the plan, by thread 0, without its begin_split, which only matters to a host; scratch: 2 * THREADS + 32 words of shared memory. */
+/* Row `number` of the plan, by thread 0, without its begin_split, which only matters to a host.  In shared memory: the
+ * borders before and after the part, and 2 * THREADS + 32 words of scratch. */
 template <int THREADS>
 DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int number, int64_t *scratch,
-                   struct own_part &own, struct part &part)
+                   struct border (&cut)[2], struct part &part)
 {
 	int64_t *const blocks = scratch, *const longest = blocks + THREADS, *const sums = longest + THREADS,
 	               *const tops = sums + 16;
@@ -72,9 +68,9 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 	const int64_t position[2] = {plan_position(axis, number), plan_position(axis, number + 1)};
 	if (t == 0) { /* the ends of the axis; other borders are found by whoever has the request */
 		if (number == 0)
-			own.cut[0] = {0, 0};
+			cut[0] = {0, 0};
 		if (number + 1 >= axis.active)
-			own.cut[1] = {p.b, 0};
+			cut[1] = {p.b, 0};
 	}
 	__syncthreads();
 	int64_t at = start;
@@ -85,7 +81,7 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 			const int j = number + side;
 			if (j == 0 || j >= axis.active || position[side] < at || position[side] >= next)
 				continue;
-			own.cut[side] = plan_cut(axis, position[side], i, at, r);
+			cut[side] = plan_cut(axis, position[side], i, at, r);
 		}
 		at = next;
 	}
@@ -99,7 +95,7 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 		return;
 	}
 	const struct blocks none = {0, 0};
-	const struct border from = own.cut[0], to = own.cut[1];
+	const struct border from = cut[0], to = cut[1];
 	const int64_t last = to.block > 0 ? to.req : to.req - 1;
 	part = plan_row(axis, from, from.req < p.b ? pk_blocks(&p, g.lens, g.cu, (int)from.req) : none, 0, to,
 	                last >= 0 ? pk_blocks(&p, g.lens, g.cu, (int)last) : none);
