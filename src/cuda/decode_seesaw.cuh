@@ -234,12 +234,8 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				poisoned |= lane == rank && bad_tile[slot_a]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				float scale = p.scale_log2;
-				if (!all_seen(see, scale, first)) {
-					mask(p, piece, row_tile * ROWS + row, first, scale, s);
-					zero_unused(kv_tile + slot_a * TILE_BYTES, piece, see, first);
-				}
-				row_tops(s, scale, top);
+				const float scale =
+				    settle_scores(p, piece, see, row_tile * ROWS + row, first, kv_tile + slot_a * TILE_BYTES, s, top);
 				references(top, m, r);
 				raise(o, l, m, r);
 				KERNEL_FN(exponentials)(s, scale, m, pk, sum);
@@ -272,12 +268,8 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				poisoned |= lane == rank && bad_tile[slot_b]; /* read by the lane that frees the slot */
 				if (last && lane == 0)
 					mbar_arrive(smem_addr(&bar_q_empty));
-				float scale = p.scale_log2;
-				if (!all_seen(see, scale, first)) {
-					mask(p, piece, row_tile * ROWS + row, first, scale, s);
-					zero_unused(kv_tile + slot_b * TILE_BYTES, piece, see, first);
-				}
-				row_tops(s, scale, top);
+				const float scale =
+				    settle_scores(p, piece, see, row_tile * ROWS + row, first, kv_tile + slot_b * TILE_BYTES, s, top);
 				mbar_wait(smem_addr(&bar_p[0]), turns & 1);
 				r[0] = reference[0][row], r[1] = reference[0][row + 8];
 				raise(o, l, m, r);

@@ -210,6 +210,19 @@ DEV void zero_unused(uint8_t *tile, const struct piece &piece, const struct boun
 	}
 }
 
+/* What follows S: masks, the unused rows of V, the largest score of each row; returns the scale that s still lacks. */
+DEV float settle_scores(const struct decode_params &p, const struct piece &piece, const struct bounds &see, int row,
+                        int first, uint8_t *tile, float (&s)[32], float (&top)[2])
+{
+	float scale = p.scale_log2;
+	if (!all_seen(see, scale, first)) {
+		mask(p, piece, row, first, scale, s);
+		zero_unused(tile, piece, see, first);
+	}
+	row_tops(s, scale, top);
+	return scale;
+}
+
 /* Two lanes, `mask` apart, swap so that the low one (high 0) ends up with both a's and the high one with both b's. */
 #define DEFINE_TRADE(type)                                                \
 	DEV void trade(int high, int mask, type &a, type &b)                  \
