@@ -44,6 +44,9 @@ const char *const case_table[] = {
 	/* peaked and extreme scores */
 	"peak=20 s_k=1000", "peak=100 s_k=1000", "peak=500 s_k=300", "peak=100 s_k=700 dtype=fp16", "peak=100 h_q=128 b=2",
 	"peak=500 s_q=3 h_q=64 varlen=1 b=5 dtype=fp16",
+	/* zeros, denormals, large values among the keys */
+	"odd=1 dtype=fp16 peak=100 s_k=700", "odd=1 dtype=fp16 peak=100 h_q=40 s_k=500 page=1",
+	"odd=1 dtype=fp16 b=3 varlen=1 wild=1 peak=100", "odd=1 peak=100 s_k=300",
 	/* enough keys for splits; batch-invariant */
 	"s_k=3000", "s_k=3000 dtype=fp16 h_q=64", "s_k=5000 s_q=2 wild=1", "s_k=5000 invariant=1", "s_k=9000 invariant=1 s_q=2",
 	"b=4 varlen=1 s_k=5000 invariant=1 ragged=1 s_q=3", "b=2 s_k=5000 window=4500 invariant=1",
@@ -70,11 +73,10 @@ static const struct key {
 	{                                                       \
 #field, offsetof(struct test_case, field), min, max \
 	}
-    KEY(b, 0, 1000000),      KEY(s_q, 1, 100000),  KEY(h_q, 1, 100000), KEY(h_kv, 1, 100000),
-    KEY(s_k, 0, INT32_MAX),  KEY(page, 1, 65536),  KEY(causal, 0, 1),   KEY(window, 0, INT64_MAX),
-    KEY(sink, 0, 1),         KEY(ragged, 0, 1),    KEY(dqk, 512, 576),  KEY(varlen, 0, 1),
-    KEY(wild, 0, 1),         KEY(peak, 0, 100000), KEY(neg_inf, 0, 1),  KEY(invariant, 0, 1),
-    KEY(seed, 0, INT64_MAX),
+    KEY(b, 0, 1000000),   KEY(s_q, 1, 100000), KEY(h_q, 1, 100000),       KEY(h_kv, 1, 100000), KEY(s_k, 0, INT32_MAX),
+    KEY(page, 1, 65536),  KEY(causal, 0, 1),   KEY(window, 0, INT64_MAX), KEY(sink, 0, 1),      KEY(ragged, 0, 1),
+    KEY(dqk, 512, 576),   KEY(varlen, 0, 1),   KEY(wild, 0, 1),           KEY(peak, 0, 100000), KEY(neg_inf, 0, 1),
+    KEY(invariant, 0, 1), KEY(odd, 0, 1),      KEY(seed, 0, INT64_MAX),
 #undef KEY
 };
 enum { NUM_KEYS = sizeof(keys) / sizeof(keys[0]) };

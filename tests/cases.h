@@ -21,6 +21,7 @@ struct test_case {
 	int64_t varlen;    /* lengths 0, 1, 63, 64, 65, s_k and others up to s_k instead of s_k for all     */
 	int64_t wild;      /* padded, permuted strides, byte offsets, shared pages, instead of dense tensors */
 	int64_t peak;      /* standard deviation of the scores in tenths: 1 flat .. 500 one-hot             */
+	int64_t odd;       /* zeros, denormals of fp16 and large values among the keys                      */
 	int64_t neg_inf;   /* FMLA_EMPTY_LSE_NEG_INF                                                        */
 	int64_t invariant; /* FMLA_BATCH_INVARIANT                                                          */
 	int64_t seed;

@@ -128,7 +128,7 @@ static void *values(const struct data_tensor *t)
 /* ---- a case ---------------------------------------------------------------------------------------------------- */
 
 enum { GAP_BYTE = 0xff }; /* fills gaps: NaN in every format */
-enum { SALT_Q = 1, SALT_KV, SALT_LENS, SALT_RAGGED, SALT_PAGES, SALT_SHARE, SALT_SINK };
+enum { SALT_Q = 1, SALT_KV, SALT_LENS, SALT_RAGGED, SALT_PAGES, SALT_SHARE, SALT_SINK, SALT_ODD };
 
 static uint64_t salted(const struct test_case *c, int salt)
 {
@@ -224,6 +224,19 @@ static int64_t make_table(struct data *d)
 }
 
 /* K has a standard deviation of 0.1, as in the tests of the Hopper original; q makes the scores as wide as asked. */
+static float key_value(const struct test_case *c, uint64_t index)
+{
+	static const float odd[16] = {0,           -0.f,         0x1p-24f, -0x1p-24f, 0x3p-24f, -0x7p-23f,
+	                              0x1.8p-15f,  -0x1.ffp-15f, 0x1p-14f, -0x1p-14f, 0x1p-22f, -0x1p-22f,
+	                              0x1.fcp-23f, 3.f,          -40.f,    0x1p-13f};
+	const uint64_t bits = random_bits(salted(c, SALT_ODD), index);
+	if (c->odd && bits % 20000 == 0)
+		return bits >> 32 & 1 ? 300 : -255.75f;
+	if (c->odd && bits % 16 == 1)
+		return odd[bits >> 32 & 15];
+	return (float)(0.1 * random_normal(salted(c, SALT_KV), index));
+}
+
 static void make_cache(struct data *d, int64_t num_pages, struct fmla_dtype dtype)
 {
 	const struct test_case *c = &d->c;
@@ -247,8 +260,7 @@ static void make_cache(struct data *d, int64_t num_pages, struct fmla_dtype dtyp
 			for (int64_t h = 0; h < c->h_kv; h++) {
 				const int64_t at = page * t->strides[0] + k % c->page * t->strides[1] + h * t->strides[2];
 				for (int64_t v = 0; v < c->dqk; v++) /* by address: requests that share a page write the same */
-					value_set(dtype, values(t), at + v,
-					          (float)(0.1 * random_normal(salted(c, SALT_KV), (uint64_t)(at + v))));
+					value_set(dtype, values(t), at + v, key_value(c, (uint64_t)(at + v)));
 			}
 		}
 	}

@@ -114,40 +114,4 @@ AMX_INLINE void from_bf16(__m512i v, __m512 *b, __m512 *a)
 	*b = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16);
 }
 
-/* 32 fp16 values as bf16 hi + bf16 lo.  Exact for finite values (11 bits of mantissa in 8 + 8, and lo is a normal
- * number); an infinity stays in hi, with lo 0, for infinity - infinity would be NaN. */
-AMX_INLINE void split_fp16(__m512i x, __m512i *hi, __m512i *lo)
-{
-	const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(x));
-	const __m512 b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
-	const __m512i h = to_bf16(b, a);
-	__m512 ah, bh;
-	from_bf16(h, &bh, &ah);
-	const __m512 al = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(a, ah, _CMP_NEQ_UQ), a, ah);
-	const __m512 bl = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(b, bh, _CMP_NEQ_UQ), b, bh);
-	*hi = h;
-	*lo = to_bf16(bl, al);
-}
-
-/* The same in integers, three times as fast: hi is fp16 rounded to 7 bits of mantissa in another exponent, lo the three
- * bits left.  Zeros, denormals, infinities and NaN take the way above. */
-AMX_INLINE void split_fp16_fast(__m512i x, __m512i *hi, __m512i *lo)
-{
-#define LO(exponent, rest) (short)((102 + (exponent)) << 7 | (rest))
-#define LO8                LO(0, 0x8000), LO(1, 0x8000), LO(1, 0x8040), LO(2, 0x8000), LO(1, 0x40), LO(1, 0), LO(0, 0), 0
-	const __m512i rest = _mm512_set_epi16(LO8, LO8, LO8, LO8);
-#undef LO8
-#undef LO
-	const __m512i next = _mm512_add_epi16(x, _mm512_set1_epi16(0x400)); /* exponents 0 and 31 become 1 and 0 */
-	if (__builtin_expect(_mm512_testn_epi16_mask(next, _mm512_set1_epi16(0x7800)) != 0, 0)) {
-		split_fp16(x, hi, lo);
-		return;
-	}
-	const __m512i rounded = _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(4)), 3);
-	*hi = _mm512_add_epi16(_mm512_and_si512(rounded, _mm512_set1_epi16((short)0x8fff)), _mm512_set1_epi16(112 << 7));
-	*lo = _mm512_maskz_add_epi16(_mm512_test_epi16_mask(x, _mm512_set1_epi16(7)),
-	                             _mm512_and_si512(_mm512_srai_epi16(x, 3), _mm512_set1_epi16((short)0x8f80)),
-	                             _mm512_permutexvar_epi16(x, rest));
-}
-
 #endif

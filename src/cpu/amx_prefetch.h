@@ -27,7 +27,6 @@ AMX_FN void prefetch_from(struct amx *a, int64_t start)
 	const int64_t last = a->w->end - 1;
 	f->rows = start <= last ? a->keys / STREAMS : 0;
 	f->row = 0;
-	f->far = a->tiles > 4; /* with many rows L1 has no room for what comes next */
 	f->line = 0;
 	f->due = 0;
 	for (int row = 0; row < f->rows; row++)
@@ -65,6 +64,13 @@ AMX_INLINE void prefetch(struct amx *a, int share)
 		return;
 	f->due -= f->whole;
 	prefetch_lines(f, a->steps);
+}
+
+/* Without pacing: where the places that call it are as many as a block takes. */
+AMX_INLINE void prefetch_now(struct amx *a)
+{
+	if (a->ahead.row < a->ahead.rows)
+		prefetch_lines(&a->ahead, a->steps);
 }
 
 #endif

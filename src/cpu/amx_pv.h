@@ -12,47 +12,78 @@
 #define FMLA_AMX_PV_H
 
 #include "amx_prefetch.h"
-
-/* Which of hi (0) and lo (1) of A and B make up a product; bf16 needs the first only. */
-static const uint8_t side_a[3] = {0, 1, 0}, side_b[3] = {0, 0, 1};
+#include "amx_split.h"
 
 /* A panel's V in pairs of rows: B tiles of its lower and upper dims (by the order of punpck: the dims of O come out
  * permuted, see row_amx).  This packs 4 of the 16 pairs of a strip; rows past the last key become zeros. */
-AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, int strip, int quarter,
-                           unsigned char *panel_v, int fp16)
+AMX_INLINE const unsigned char *first_row(const struct block *b, int panel, int strip, int quarter)
 {
-	const __m512i zero = _mm512_setzero_si512();
-	const unsigned char *row = b->k[strip * 2 + quarter / 2] + quarter % 2 * 8 * b->stride + panel * 64;
+	return b->k[strip * 2 + quarter / 2] + quarter % 2 * 8 * b->stride + panel * 64;
+}
+
+AMX_INLINE __m512i seen_row(const struct block *b, const unsigned char *row, int number)
+{
+	return number < b->keys ? _mm512_load_si512(row) : _mm512_setzero_si512();
+}
+
+AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, int strip, int quarter)
+{
+	const unsigned char *row = first_row(b, panel, strip, quarter);
 	const int first = strip * 16 + quarter * 4;
 	prefetch(a, SHARE_PACK);
 #pragma GCC unroll 4
 	for (int r = first; r < first + 4; r++, row += 2 * b->stride) {
-		const __m512i x = 2 * r < b->keys ? _mm512_load_si512(row) : zero;
-		const __m512i y = 2 * r + 1 < b->keys ? _mm512_load_si512(row + b->stride) : zero;
-		__m512i lower = _mm512_unpacklo_epi16(x, y), upper = _mm512_unpackhi_epi16(x, y);
-		unsigned char *v = panel_v + r * 64;
-		if (fp16) {
-			__m512i lower_lo, upper_lo;
-			split_fp16_fast(lower, &lower, &lower_lo);
-			split_fp16_fast(upper, &upper, &upper_lo);
-			_mm512_store_si512(v + a->keys * 64, lower_lo);
-			_mm512_store_si512(v + a->keys * 64 + a->strips * TILE, upper_lo);
-		}
-		_mm512_store_si512(v, lower);
-		_mm512_store_si512(v + a->strips * TILE, upper);
+		const __m512i x = seen_row(b, row, 2 * r), y = seen_row(b, row + b->stride, 2 * r + 1);
+		_mm512_store_si512(a->v + r * 64, _mm512_unpacklo_epi16(x, y));
+		_mm512_store_si512(a->v + r * 64 + a->strips * TILE, _mm512_unpackhi_epi16(x, y));
 	}
 }
 
-/* Out of line for the size of the unrolled passes. */
+/* Out of line for the size of the unrolled passes, as the next two are. */
 AMX_FN __attribute__((noinline)) void pack_bf16(struct amx *a, const struct block *b, int panel, int strip, int quarter)
 {
-	pack_pairs(a, b, panel, strip, quarter, a->v, 0);
+	pack_pairs(a, b, panel, strip, quarter);
 }
 
-AMX_FN __attribute__((noinline)) void pack_fp16(struct amx *a, const struct block *b, int panel, int strip, int quarter,
-                                                unsigned char *v)
+/* fp16: to four tiles, lower dims of hi at `to`, upper ones `upper` bytes on, and lo behind both. */
+AMX_FN __attribute__((noinline)) void pack_special(const struct block *b, int panel, int strip, int quarter,
+                                                   unsigned char *to, int64_t upper)
 {
-	pack_pairs(a, b, panel, strip, quarter, v, 1);
+	const unsigned char *row = first_row(b, panel, strip, quarter);
+	const int first = strip * 16 + quarter * 4;
+	to += quarter * 256;
+	for (int r = first; r < first + 4; r++, row += 2 * b->stride, to += 64) {
+		const __m512i x = seen_row(b, row, 2 * r), y = seen_row(b, row + b->stride, 2 * r + 1);
+		__m512i h, l;
+		split_fp16(_mm512_unpacklo_epi16(x, y), 1 / 256.f, &h, &l);
+		_mm512_store_si512(to, h);
+		_mm512_store_si512(to + 2 * upper, l);
+		split_fp16(_mm512_unpackhi_epi16(x, y), 1 / 256.f, &h, &l);
+		_mm512_store_si512(to + upper, h);
+		_mm512_store_si512(to + 3 * upper, l);
+	}
+}
+
+AMX_FN __attribute__((noinline)) void pack_normal(const struct block *b, int panel, int strip, int quarter,
+                                                  unsigned char *to, int64_t upper)
+{
+	split_pairs(first_row(b, panel, strip, quarter), b->stride, 4, to + quarter * 256, upper);
+}
+
+/* QK has looked at these lines, and knows where a value is special. */
+AMX_INLINE int all_normal(const struct block *b, int panel, int strip, int half)
+{
+	const int group = strip * 2 + half;
+	return !(b->special[group] >> panel & 1) && (group + 1) * 16 <= b->keys;
+}
+
+AMX_INLINE void pack_fp16(struct amx *a, const struct block *b, int panel, int strip, int quarter)
+{
+	prefetch(a, SHARE_PACK);
+	if (all_normal(b, panel, strip, quarter / 2))
+		pack_normal(b, panel, strip, quarter, a->v + strip * TILE, a->strips * TILE);
+	else
+		pack_special(b, panel, strip, quarter, a->v + strip * TILE, a->strips * TILE);
 }
 
 AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int fp16)
@@ -60,10 +91,7 @@ AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int 
 	for (int strip = 0; strip * 32 < b->keys; strip++)
 #pragma GCC unroll 4
 		for (int quarter = 0; quarter < 4; quarter++)
-			if (fp16)
-				pack_fp16(a, b, panel, strip, quarter, a->v);
-			else
-				pack_pairs(a, b, panel, strip, quarter, a->v, 0);
+			fp16 ? pack_fp16(a, b, panel, strip, quarter) : pack_pairs(a, b, panel, strip, quarter);
 }
 
 /* A pass: one panel of one unit. */
@@ -83,7 +111,7 @@ struct pv_pass {
 	} while (0)
 
 /* What follows product `q` of a step: a share of the next block, of the next pass's O, of the next panel. */
-AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int q, int pack, int fp16)
+AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int q, int strip, int fp16)
 {
 	if (q % 2)
 		prefetch(a, SHARE_PV);
@@ -91,8 +119,8 @@ AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int
 		_mm_prefetch((const char *)n->next + (step * 8 + q * 2) * LINE, _MM_HINT_T0);
 		_mm_prefetch((const char *)n->next + (step * 8 + q * 2 + 1) * LINE, _MM_HINT_T0);
 	}
-	if (pack >= 0 && n->pack < PANELS)
-		fp16 ? pack_fp16(a, n->b, n->pack, pack, q, a->v) : pack_bf16(a, n->b, n->pack, pack, q);
+	if (strip >= 0 && n->pack < PANELS)
+		fp16 ? pack_fp16(a, n->b, n->pack, strip, q) : pack_bf16(a, n->b, n->pack, strip, q);
 }
 
 /* Two tiles of rows by two of dims.  o0 .. o3: where C of the pass before lies; x: the first C of this pass.  C of this
@@ -109,31 +137,31 @@ AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int
 			{                                                                                           \
 				const unsigned char *p0 = a->p[side_a[product]] + (n->unit * 2 * a->strips + k) * TILE; \
 				const unsigned char *v0 = a->v + side_b[product] * a->keys * 64 + k * TILE;             \
-				const int pack = product == 0 ? k - 1 : -1;                                             \
+				const int behind = product == 0 ? k - 1 : -1;                                           \
 				TLOAD_T1(4, p0, 64);                                                                    \
 				TLOAD(6, v0, 64);                                                                       \
 				TLOAD_T1(5, p0 + a->strips * TILE, 64);                                                 \
 				TDP(x, 4, 6);                                                                           \
-				pv_between(a, n, step, 0, pack, products > 1);                                          \
+				pv_between(a, n, step, 0, behind, products > 1);                                        \
 				if (step == 0) {                                                                        \
 					PV_STORE(o0, 0);                                                                    \
 					START_C(o0, n->to + 2 * TILE);                                                      \
 				}                                                                                       \
 				TDP(o0, 5, 6);                                                                          \
-				pv_between(a, n, step, 1, pack, products > 1);                                          \
+				pv_between(a, n, step, 1, behind, products > 1);                                        \
 				TLOAD(6, v0 + a->strips * TILE, 64);                                                    \
 				if (step == 0) {                                                                        \
 					PV_STORE(o2, 2);                                                                    \
 					START_C(o2, n->to + TILE);                                                          \
 				}                                                                                       \
 				TDP(o2, 4, 6);                                                                          \
-				pv_between(a, n, step, 2, pack, products > 1);                                          \
+				pv_between(a, n, step, 2, behind, products > 1);                                        \
 				if (step == 0) {                                                                        \
 					PV_STORE(o1, 1);                                                                    \
 					START_C(o1, n->to + 3 * TILE);                                                      \
 				}                                                                                       \
 				TDP(o1, 5, 6);                                                                          \
-				pv_between(a, n, step, 3, pack, products > 1);                                          \
+				pv_between(a, n, step, 3, behind, products > 1);                                        \
 				if (step == 0) {                                                                        \
 					PV_STORE(o3, 3);                                                                    \
 					START_C(o3, n->next);                                                               \
@@ -192,11 +220,11 @@ AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
 	}
 }
 
-/* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd. */
+/* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd.  fp16: the next panel is
+ * packed behind the products, strip by strip in place; for bf16, whose products take less time, after all of them. */
 AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 {
-	const int beside =
-	    products > 1 && n->pack < PANELS; /* splitting takes longer than the products: into a panel of its own */
+	const int beside = products > 1 && n->pack < PANELS;
 	START_C(0, n->to);
 	START_C(1, n->to + TILE);
 	for (int k = 0; k < n->strips; k++)
@@ -209,18 +237,16 @@ AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 			TLOAD(7, v0 + a->strips * TILE, 64);
 			TDP(1, 4, 7);
 			prefetch(a, SHARE_PV);
-			for (int quarter = product; quarter < 4 && beside; quarter += 3)
-				pack_fp16(a, n->b, n->pack, k, quarter, a->other_v);
+			for (int quarter = product; quarter < 4 && beside && k > 0; quarter += 3)
+				pack_fp16(a, n->b, n->pack, k - 1, quarter);
 		}
 	TSTORE(0, n->to);
 	TSTORE(1, n->to + TILE);
-	if (beside) {
-		unsigned char *v = a->v;
-		a->v = a->other_v;
-		a->other_v = v;
-	} else if (n->pack < PANELS) {
+	if (beside)
+		for (int quarter = 0; quarter < 4; quarter++)
+			pack_fp16(a, n->b, n->pack, n->strips - 1, quarter);
+	else if (n->pack < PANELS)
 		pack_panel(a, n->b, n->pack, products > 1);
-	}
 }
 
 AMX_INLINE void pv(struct amx *a, const struct block *b, int products)

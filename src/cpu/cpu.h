@@ -52,6 +52,7 @@ struct cpu_kernel {
 extern const struct cpu_kernel cpu_kernel_c;
 #if defined(__x86_64__)
 extern const struct cpu_kernel cpu_kernel_avx2, cpu_kernel_avx512, cpu_kernel_amx;
+int cpu_has_fp16_arithmetic(void); /* AVX512-FP16 */
 #endif
 
 /* The fastest variant that this machine can run and `cap` allows; *reason says why it is not a faster one ("" when it

@@ -5,7 +5,7 @@
  * Units    the rows are cut into units of two 16-row tiles (the last may have one).
  * Products S^T = K Q^T: A = 16 rows of K as they lie in the page, B = Q, packed once per walk.
  *          O += P V:    A = P, B = rows of V in pairs.
- *          fp16 is split into bf16 hi + lo, exactly; a product is then hi*hi + lo*hi + hi*lo.
+ *          fp16 is split into bf16 hi + lo, exactly; a product is then hi*hi + lo*hi + hi*lo (amx_split.h).
  * Loop     per block of keys: QK in passes of 4 C tiles, strip by strip of 32 keys for all units, each followed by its
  *          softmax; then PV over all units, one panel of 32 dims after the other.
  * Overlap  the tile unit needs one instruction per 16 clocks and the core runs on between them: a QK pass carries the
@@ -16,14 +16,14 @@
  *          time.  A strip of K (36 KiB) stays while Q passes by with tileloaddt1, which evicts little.
  * Rotation C of a pass is stored between the first products of the next pass.
  * Bound by tile products from about 90 rows on, memory below.
- * Files    amx.h the instructions, amx_walk.h the data of a walk, amx_softmax.h S to P, amx_pv.h O += P V,
- *          amx_prefetch.h the next block.
+ * Files    amx.h the instructions, amx_walk.h the data of a walk, amx_qk.h S^T = K Q^T, amx_softmax.h S to P,
+ *          amx_pv.h O += P V, amx_prefetch.h the next block; amx_few.h the walk of fp16 with up to 16 rows.
  * Never    reads a table entry past the last visible key; V rows that no row of the walk sees enter as zeros. */
 #if defined(__x86_64__)
 
-#include "amx_prefetch.h"
+#include "amx_few.h"
 #include "amx_pv.h"
-#include "amx_softmax.h"
+#include "amx_qk.h"
 #include "avx512.h"
 
 #include <math.h>
@@ -54,7 +54,6 @@ static size_t lay_out(struct amx *a, const struct problem *p, int64_t rows, unsi
 	}
 	TAKE(s, 2 * PASS);
 	TAKE(v, parts * a->keys * 64);
-	TAKE(other_v, parts * a->keys * 64);
 	if (parts == 2)
 		TAKE(split, 32 * 2 * ROW_BYTES);
 	for (int i = 0; i < 2; i++)
@@ -69,7 +68,7 @@ static size_t scratch_size(const struct problem *p)
 	return lay_out(&unused, p, p->rows < ROW_TILE ? p->rows : ROW_TILE, NULL);
 }
 
-/* ---- Q and K ------------------------------------------------------------------------------------------------- */
+/* ---- Q ----------------------------------------------------------------------------------------------------- */
 
 /* Q^T as B tiles: row = pair of dims, column = query row. */
 AMX_FN void pack_q(struct amx *a)
@@ -83,7 +82,7 @@ AMX_FN void pack_q(struct amx *a)
 				if (tile * 16 + r < w->rows)
 					hi[r] = _mm512_loadu_si512(w->q[tile * 16 + r] + k * 32);
 				if (a->fp16)
-					split_fp16(hi[r], &hi[r], &lo[r]);
+					split_fp16(hi[r], 256.f, &hi[r], &lo[r]);
 			}
 			const int64_t at = (tile * a->steps + k) * TILE;
 			transpose16(hi);
@@ -97,197 +96,6 @@ AMX_FN void pack_q(struct amx *a)
 		}
 }
 
-/* Where a block's rows of K lie: in the page when 16 keys in a row make an aligned tile of seen keys, else in a copy,
- * with zeros for keys that no row sees. */
-AMX_FN void find_block(struct amx *a, struct block *b, int side, int64_t start)
-{
-	const struct walk *w = a->w;
-	const struct problem *p = w->p;
-	const int64_t left = w->end - start;
-	b->start = start;
-	b->keys = left < a->keys ? (int)left : a->keys;
-	const int rows = (b->keys + 31) / 32 * 32;
-	const int aligned = (uintptr_t)p->kv % LINE == 0 && (p->kv_page | p->kv_token | p->kv_head) * 2 % LINE == 0;
-	if (aligned && p->page % 16 == 0 && start >= w->low) {
-		b->stride = p->kv_token * 2;
-		for (int g = 0; g < GROUPS; g++)
-			b->k[g] = g * 16 < b->keys ? cpu_key(w, start + g * 16) : b->k[g - 1];
-		return;
-	}
-	unsigned char *to = a->copy[side];
-	b->stride = ROW_BYTES;
-	for (int g = 0; g < GROUPS; g++)
-		b->k[g] = to + (g * 16 < rows ? g * 16 : 0) * ROW_BYTES;
-	for (int i = 0; i < rows; i++, to += ROW_BYTES) {
-		const int seen = i < b->keys && start + i >= w->low;
-		const unsigned char *from = seen ? cpu_key(w, start + i) : NULL;
-		for (int c = 0; c < a->steps; c++)
-			_mm512_store_si512(to + c * 64, seen ? _mm512_loadu_si512(from + c * 64) : _mm512_setzero_si512());
-	}
-}
-
-/* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */
-
-/* Stores C number `reg` of the last pass where it still lies in tiles.  In memory: [32 keys of a tile][tile or the next
- * 32 keys]; the wide pass has its tiles in the order keys, rows. */
-#define STORE_C(reg)                                                                            \
-	do {                                                                                        \
-		if (a->last.state == PASS_IN_TILES)                                                     \
-			TSTORE(reg, a->last.s + (a->last.width == 2 ? reg % 2 * 2 + reg / 2 : reg) * TILE); \
-	} while (0)
-
-AMX_FN void finish_stores(struct amx *a)
-{
-	STORE_C(0);
-	STORE_C(1);
-	STORE_C(2);
-	STORE_C(3);
-	a->last.state = PASS_STORED;
-}
-
-/* The softmax of the last pass, whose S is in memory, may start. */
-AMX_FN void queue_last(struct amx *a)
-{
-	const struct pass *l = &a->last;
-	const int wide = l->width == 2, key = l->group * 16;
-	soft_queue(a, &a->soft[0], l->b, l->unit * 2, key, l->s);
-	soft_queue(a, &a->soft[1], l->b, l->unit * 2 + wide, wide ? key : key + 32, l->s + 2 * TILE);
-}
-
-/* fp16: hi and lo of one k step of a pass are made while the products of the step before run, by the first pass of a
- * strip.  They stay in L1, two steps of them in turn, when no other pass needs them. */
-AMX_INLINE unsigned char *split_tiles(const struct amx *a, const struct pass *p, int step)
-{
-	return a->split + (p->reads_alone ? step % 2 * 8 : step * 4) * TILE;
-}
-
-AMX_FN __attribute__((noinline)) void split_group(const struct amx *a, const struct pass *p, int step, int group)
-{
-	const unsigned char *row = p->b->k[p->group + group] + step * 64;
-	unsigned char *to = split_tiles(a, p, step) + group * 2 * TILE;
-#pragma GCC unroll 4
-	for (int r = 0; r < 16; r++, row += p->b->stride) {
-		__m512i hi, lo;
-		split_fp16_fast(_mm512_load_si512(row), &hi, &lo);
-		_mm512_store_si512(to + r * 64, hi);
-		_mm512_store_si512(to + TILE + r * 64, lo);
-	}
-}
-
-/* A tile of keys: in the page, or hi or lo of it. */
-#define LOAD_K(reg, i)                                                                    \
-	do {                                                                                  \
-		if (products > 1)                                                                 \
-			TLOAD(reg, split_tiles(a, now, step) + ((i)*2 + side_a[product]) * TILE, 64); \
-		else                                                                              \
-			TLOAD(reg, now->b->k[now->group + (i)] + step * 64, now->b->stride);          \
-	} while (0)
-
-/* What follows the products of C number `c`. */
-AMX_INLINE void qk_between(struct amx *a, const struct pass *now, int step, int width, int product, int products, int c)
-{
-	prefetch(a, SHARE_QK);
-	if (products == 1 || !now->splits || step + 1 >= a->steps)
-		return;
-	if (width == 2 ? c == 0 && product < 2 : c == 0 || (c == 2 && product == 1))
-		split_group(a, now, step + 1, width == 2 ? product : c == 2 ? 3 : product);
-}
-
-/* One k step.  `turn`: the first of a pass, where C of the last pass leaves the tiles.  Of the three products of fp16
- * the second keeps B in its tiles. */
-#define TURN_C(reg)       \
-	do {                  \
-		if (turn) {       \
-			STORE_C(reg); \
-			TZERO(reg);   \
-		}                 \
-	} while (0)
-AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn)
-{
-#pragma GCC unroll 3
-	for (int product = 0; product < products; product++, turn = 0) {
-		const unsigned char *q = a->q[side_b[product]] + (now->unit * 2 * a->steps + step) * TILE;
-		if (width == 2) {
-			LOAD_K(4, 0);
-			if (product != 1) {
-				TLOAD_T1(6, q, 64);
-				TLOAD_T1(7, q + a->steps * TILE, 64);
-			}
-			LOAD_K(5, 1);
-			TURN_C(0);
-			TDP(0, 4, 6);
-			qk_between(a, now, step, width, product, products, 0);
-			TURN_C(1);
-			TDP(1, 4, 7);
-			qk_between(a, now, step, width, product, products, 1);
-			TURN_C(2);
-			TDP(2, 5, 6);
-			qk_between(a, now, step, width, product, products, 2);
-			TURN_C(3);
-			TDP(3, 5, 7);
-			qk_between(a, now, step, width, product, products, 3);
-		} else {
-			if (product != 1)
-				TLOAD(6, q, 64);
-			LOAD_K(4, 0);
-			TURN_C(0);
-			TDP(0, 4, 6);
-			qk_between(a, now, step, width, product, products, 0);
-			LOAD_K(5, 1);
-			TURN_C(1);
-			TDP(1, 5, 6);
-			qk_between(a, now, step, width, product, products, 1);
-			LOAD_K(4, 2);
-			TURN_C(2);
-			TDP(2, 4, 6);
-			qk_between(a, now, step, width, product, products, 2);
-			LOAD_K(5, 3);
-			TURN_C(3);
-			TDP(3, 5, 6);
-			qk_between(a, now, step, width, product, products, 3);
-		}
-	}
-}
-
-/* One pass over all of k; carries the softmax of the last pass. */
-AMX_INLINE void qk_pass(struct amx *a, struct pass now, int width, int products)
-{
-	int step = 0;
-	if (products > 1 && now.splits)
-		for (int group = 0; group < 4 / width; group++)
-			split_group(a, &now, 0, group);
-	qk_step(a, &now, step++, width, products, 1);
-	if (a->last.state != PASS_NONE) {
-		queue_last(a);
-		for (int i = 0; i < 2; i++) {
-			struct soft_registers r;
-#pragma GCC unroll 8
-			for (int slice = 0; slice < SLICES; slice++) {
-				if (step < a->steps)
-					qk_step(a, &now, step++, width, products, 0);
-				soft_slice(a, &a->soft[i], &r, slice, products > 1);
-			}
-		}
-	}
-	while (step < a->steps)
-		qk_step(a, &now, step++, width, products, 0);
-	a->last = now;
-}
-
-/* The last softmax, with nothing to hide behind. */
-AMX_INLINE void finish_last(struct amx *a, int fp16)
-{
-	finish_stores(a);
-	queue_last(a);
-	for (int i = 0; i < 2; i++) {
-		struct soft_registers r;
-#pragma GCC unroll 8
-		for (int slice = 0; slice < SLICES; slice++)
-			soft_slice(a, &a->soft[i], &r, slice, fp16);
-	}
-	a->last.state = PASS_NONE;
-}
-
 /* ---- the walk ------------------------------------------------------------------------------------------------ */
 
 /* `products` is a constant, so that each type gets its own loops. */
@@ -296,6 +104,7 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 	struct walk *w = a->w;
 	int side = 0, turn = 0;
 	a->ahead.whole = prefetch_shares(a, products);
+	a->ahead.far = a->tiles > 4; /* with many rows L1 has no room for what comes next */
 	for (int64_t start = w->begin; start < w->end; start += a->keys, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
@@ -345,6 +154,7 @@ AMX_FN void walk_amx(struct walk *w)
 	lay_out(a, w->p, w->rows, w->scratch);
 	a->w = w;
 	a->fp16 = w->p->type == TYPE_FP16;
+	a->fp16_arithmetic = cpu_has_fp16_arithmetic();
 	a->tiles = row_tiles(w->rows);
 	a->units = (a->tiles + 1) / 2;
 	a->steps = (int)w->p->d_qk / 32;
@@ -363,7 +173,9 @@ AMX_FN void walk_amx(struct walk *w)
 	}
 	amx_begin();
 	pack_q(a);
-	if (a->fp16)
+	if (a->fp16 && a->tiles == 1 && a->fp16_arithmetic)
+		walk_few(a);
+	else if (a->fp16)
 		walk_fp16(a);
 	else
 		walk_bf16(a);
@@ -376,7 +188,7 @@ AMX_FN void row_amx(const struct walk *w, int r, float factor, float *out)
 	const struct amx *a = (const struct amx *)w->scratch;
 	const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
 	const __m512i second = _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
-	const __m512 f = _mm512_set1_ps(factor);
+	const __m512 f = _mm512_set1_ps(a->fp16 ? factor * 256 : factor);
 	for (int panel = 0; panel < PANELS; panel++) {
 		const float *o = (const float *)(o_tiles(a, r / 32, panel) + r / 16 % 2 * 2 * TILE) + r % 16 * 16;
 		const __m512 lower = _mm512_mul_ps(_mm512_load_ps(o), f), upper = _mm512_mul_ps(_mm512_load_ps(o + 256), f);

@@ -34,17 +34,28 @@ static int has_avx512(void)
 	       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-#if defined(__clang__) /* older ones do not know these two names */
+#if defined(__clang__) /* older ones do not know these names */
 #include <cpuid.h>
 static int has_amx_tiles(void)
 {
 	unsigned a, b, c, d = 0;
 	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22) && (d & 1u << 24);
 }
+
+int cpu_has_fp16_arithmetic(void)
+{
+	unsigned a, b, c, d = 0;
+	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23);
+}
 #else
 static int has_amx_tiles(void)
 {
 	return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+}
+
+int cpu_has_fp16_arithmetic(void)
+{
+	return __builtin_cpu_supports("avx512fp16");
 }
 #endif
 
