@@ -84,13 +84,19 @@ def fa3_layer(batch, row):
     return layer
 
 
-def time_graph(torch, layer, layers):
+def capture(torch, layer, layers):
+    """A CUDA graph of `layers` calls of layer(i)."""
     layer(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for i in range(layers):
             layer(i)
+    return graph
+
+
+def time_graph(torch, layer, layers):
+    graph = capture(torch, layer, layers)
     for _ in range(2):
         graph.replay()
     torch.cuda.synchronize()

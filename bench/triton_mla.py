@@ -249,16 +249,6 @@ class Ours:
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
-def capture(layer, layers):
-    layer(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(layers):
-            layer(i)
-    return graph
-
-
 def replays(graph, layers, count):
     """Microseconds of a layer in each of `count` replays, after one that does not count."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
@@ -276,7 +266,7 @@ def fastest(batch, row):
 
     def time(config, splits):
         try:
-            graph = capture(Triton(batch, row, config, splits), batch.layers)
+            graph = peers.capture(torch, Triton(batch, row, config, splits), batch.layers)
         except triton.runtime.errors.OutOfResources:
             return math.inf, config, splits
         return statistics.median(replays(graph, batch.layers, 3)), config, splits
@@ -291,7 +281,7 @@ def fastest(batch, row):
 def compare(batch, row, library):
     config, splits = fastest(batch, row)
     sides = {"triton": Triton(batch, row, config, splits), "ours": Ours(library, batch, row)}
-    graphs = {name: capture(side, batch.layers) for name, side in sides.items()}
+    graphs = {name: peers.capture(torch, side, batch.layers) for name, side in sides.items()}
     times = {name: [] for name in sides}
     for _ in range(5):
         for name, graph in graphs.items():

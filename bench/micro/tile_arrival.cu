@@ -9,7 +9,8 @@
  *     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -o tile_arrival bench/micro/tile_arrival.cu && ./tile_arrival
  *
  * Answer: see docs/perf.md, "The third day". */
-#include <cuda.h>
+#include "../../src/cuda/ptx.cuh"
+
 #include <cuda_runtime.h>
 #include <cudaTypedefs.h>
 
@@ -58,27 +59,10 @@ struct maps {
 	CUtensorMap one, two, four;
 };
 
-static __device__ __forceinline__ uint32_t smem_addr(const void *p)
-{
-	return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-static __device__ __forceinline__ void wait(uint32_t bar, uint32_t parity)
-{
-	asm volatile("{\n.reg .pred done;\nW_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-	             "@!done bra W_%=;\n}" ::"r"(bar),
-	             "r"(parity)
-	             : "memory");
-}
-
-static __device__ __forceinline__ void expect(uint32_t bar, uint32_t bytes)
-{
-	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
 static __device__ __forceinline__ void cluster_barrier(void)
 {
-	asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+	cluster_arrive();
+	cluster_wait();
 }
 
 static __device__ __forceinline__ void box(uint32_t dst, const CUtensorMap *map, uint32_t bar, int slice, int page,
@@ -104,7 +88,7 @@ static __device__ __forceinline__ void request(const struct maps &maps, const st
 	const int each = boxes_of(c.way) == 9 ? 1 : boxes_of(c.way) == 3 ? 4 : 2, slice = n * each;
 	const int slices = slice + each > SLICES ? 1 : each;
 	const CUtensorMap *map = slices == 1 ? &maps.one : slices == 2 ? &maps.two : &maps.four;
-	expect(bar, slices * SLICE);
+	mbar_expect_tx(bar, slices * SLICE);
 	if (multicast && large)
 		box(dst + (slice + 2 * rank) * SLICE, &maps.two, bar, slice + 2 * rank, page, policy, true);
 	else if (!multicast || ((boxes_of(c.way) == 3 ? tile : n) & 1) == rank)
@@ -119,12 +103,11 @@ static __global__ void __launch_bounds__(128, 1)
 	const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x & 1;
 	if (threadIdx.x == 0) {
 		for (int i = 0; i < SLICES; i++)
-			asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(smem_addr(&bar[i])));
-		asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+			mbar_init(smem_addr(&bar[i]), 1);
+		mbar_init_fence();
 	}
 	cluster_barrier();
-	uint64_t policy;
-	asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+	const uint64_t policy = l2_evict_first();
 	const uint32_t who = c.pairing == OWN_PAGE ? blockIdx.x : blockIdx.x / 2;
 	for (int tile = 0; tile < REPEATS; tile++) {
 		const int page = (int)((uint64_t)(tile * 1000 + who) * 2654435761ull % (uint64_t)c.pages);
@@ -139,7 +122,7 @@ static __global__ void __launch_bounds__(128, 1)
 		__syncwarp();
 		const unsigned issued = clock();
 		for (int n = 0; n < boxes_of(c.way); n++) {
-			wait(smem_addr(&bar[n]), tile & 1);
+			mbar_wait(smem_addr(&bar[n]), tile & 1);
 			if (threadIdx.x == 0)
 				out[(blockIdx.x * REPEATS + tile) * FIELDS + n] = clock() - start;
 		}

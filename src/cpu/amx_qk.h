@@ -80,6 +80,13 @@ AMX_INLINE void qk_between(struct amx *a, const struct pass *now, int step, int 
 			TZERO(reg);   \
 		}                 \
 	} while (0)
+/* C += A B, tile registers; carries what runs between two products. */
+#define QK_PRODUCT(c, k, q)                                    \
+	do {                                                       \
+		TURN_C(c);                                             \
+		TDP(c, k, q);                                          \
+		qk_between(a, now, step, width, product, products, c); \
+	} while (0)
 AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int width, int products, int turn)
 {
 #pragma GCC unroll 3
@@ -92,37 +99,21 @@ AMX_INLINE void qk_step(struct amx *a, const struct pass *now, int step, int wid
 				TLOAD_T1(7, q + a->steps * TILE, 64);
 			}
 			LOAD_K(5, 1);
-			TURN_C(0);
-			TDP(0, 4, 6);
-			qk_between(a, now, step, width, product, products, 0);
-			TURN_C(1);
-			TDP(1, 4, 7);
-			qk_between(a, now, step, width, product, products, 1);
-			TURN_C(2);
-			TDP(2, 5, 6);
-			qk_between(a, now, step, width, product, products, 2);
-			TURN_C(3);
-			TDP(3, 5, 7);
-			qk_between(a, now, step, width, product, products, 3);
+			QK_PRODUCT(0, 4, 6);
+			QK_PRODUCT(1, 4, 7);
+			QK_PRODUCT(2, 5, 6);
+			QK_PRODUCT(3, 5, 7);
 		} else {
 			if (product != 1)
 				TLOAD(6, q, 64);
 			LOAD_K(4, 0);
-			TURN_C(0);
-			TDP(0, 4, 6);
-			qk_between(a, now, step, width, product, products, 0);
+			QK_PRODUCT(0, 4, 6);
 			LOAD_K(5, 1);
-			TURN_C(1);
-			TDP(1, 5, 6);
-			qk_between(a, now, step, width, product, products, 1);
+			QK_PRODUCT(1, 5, 6);
 			LOAD_K(4, 2);
-			TURN_C(2);
-			TDP(2, 4, 6);
-			qk_between(a, now, step, width, product, products, 2);
+			QK_PRODUCT(2, 4, 6);
 			LOAD_K(5, 3);
-			TURN_C(3);
-			TDP(3, 5, 6);
-			qk_between(a, now, step, width, product, products, 3);
+			QK_PRODUCT(3, 5, 6);
 		}
 	}
 }
