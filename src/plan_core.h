@@ -28,16 +28,22 @@
 #endif
 #include "plan_types.h"
 
+/* What everything here counts in.  walk.cuh takes these functions a second time, in 32 bits. */
+#ifndef PLAN_INT
+#define PLAN_INT int64_t
+#endif
+typedef PLAN_INT plan_int;
+
 /* A divisor with its reciprocal: on the card a 64-bit integer division is a subroutine of a hundred dependent
  * instructions.  In double it is exact too, for 0 <= n < 2^50: n + 0.5 keeps the quotient off every integer. */
 struct divisor {
-	int64_t d;
+	plan_int d;
 #ifndef PLAN_NO_DOUBLE /* OpenCL devices need not have it */
 	double inverse;    /* used on the card */
 #endif
 };
 
-PLAN_FN struct divisor plan_divisor(int64_t d)
+PLAN_FN struct divisor plan_divisor(plan_int d)
 {
 	struct divisor x;
 	x.d = d;
@@ -53,43 +59,34 @@ PLAN_FN struct divisor plan_divisor(int64_t d)
 }
 
 /* floor(n / x) */
-PLAN_FN int64_t plan_divide(int64_t n, struct divisor x)
+PLAN_FN plan_int plan_divide(plan_int n, struct divisor x)
 {
 #ifdef __CUDA_ARCH__
-	return (int64_t)(((double)n + 0.5) * x.inverse);
+	return (plan_int)(((double)n + 0.5) * x.inverse);
 #else
 	return n / x.d;
 #endif
 }
 
-/* What a backend knows about its own costs, in blocks. */
-struct plan_costs {
-	int32_t overhead;   /* price of starting a request                                           */
-	int32_t min_blocks; /* fewest blocks worth a part of their own, >= 1                         */
-	int32_t max_snap;   /* most blocks a border may move to avoid a split                        */
-	int32_t chunk;      /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
-	int32_t whole;      /* blocks by which a part may exceed the equal share if no request is split then */
-};
-
 struct plan_axis {
-	int64_t total;  /* cost of everything                        */
-	int64_t active; /* parts with work, 1 <= active <= num_parts */
+	plan_int total;  /* cost of everything                        */
+	plan_int active; /* parts with work, 1 <= active <= num_parts */
 	int32_t overhead, snap, chunk;
 	int32_t whole; /* 1: no request is split; each takes one unit of the axis */
 	struct divisor by_total, by_active;
 };
 
 struct blocks {
-	int64_t begin, end; /* the visible blocks of a request; begin == end: none */
+	plan_int begin, end; /* the visible blocks of a request; begin == end: none */
 };
 
 /* A border lies before block `block` (relative to the request's first visible block) of request `req`. */
 struct border {
-	int64_t req, block;
+	plan_int req, block;
 };
 
 /* The blocks that hold the visible keys of a request of `len` keys and s_q query tokens. */
-PLAN_FN struct blocks plan_blocks(int64_t len, int64_t s_q, int64_t window)
+PLAN_FN struct blocks plan_blocks(plan_int len, plan_int s_q, plan_int window)
 {
 	struct blocks r = {0, (len + BLOCK - 1) / BLOCK};
 	if (len <= 0 || s_q <= 0) {
@@ -103,12 +100,12 @@ PLAN_FN struct blocks plan_blocks(int64_t len, int64_t s_q, int64_t window)
 
 /* The axis for `total_blocks` blocks in b requests, the longest of which has `max_blocks`.  When the requests are so
  * even that dealing them out whole costs no more than `whole` blocks over the equal share, none is split. */
-PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int64_t b, int64_t num_parts,
+PLAN_FN struct plan_axis plan_axis(plan_int total_blocks, plan_int max_blocks, plan_int b, plan_int num_parts,
                                    struct plan_costs c)
 {
 	struct plan_axis x;
 	const struct divisor by_parts = plan_divisor(num_parts);
-	int64_t active = num_parts;
+	plan_int active = num_parts;
 	x.by_active = by_parts;
 	if (total_blocks < num_parts * c.min_blocks) {
 		active = plan_divide(total_blocks, plan_divisor(c.min_blocks));
@@ -116,16 +113,16 @@ PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int
 			active = 1;
 		x.by_active = plan_divisor(active);
 	}
-	const int64_t share = plan_divide(total_blocks, x.by_active); /* blocks of an average part */
-	const int64_t overhead = c.overhead < share / 2 ? c.overhead : share / 2;
-	const int64_t snap = c.max_snap < share / 4 ? c.max_snap : share / 4;
+	const plan_int share = plan_divide(total_blocks, x.by_active); /* blocks of an average part */
+	const plan_int overhead = c.overhead < share / 2 ? c.overhead : share / 2;
+	const plan_int snap = c.max_snap < share / 4 ? c.max_snap : share / 4;
 	x.active = active;
 	x.overhead = (int32_t)overhead;
 	x.snap = (int32_t)snap;
 	x.chunk = c.chunk;
 	x.total = total_blocks + b * overhead;
 	x.whole = 0;
-	const int64_t each = plan_divide(b + num_parts - 1, by_parts); /* whole requests a part */
+	const plan_int each = plan_divide(b + num_parts - 1, by_parts); /* whole requests a part */
 	if (total_blocks > 0 && each * (max_blocks + overhead) <= plan_divide(x.total, x.by_active) + c.whole) {
 		x.whole = 1;
 		x.active = plan_divide(b + each - 1, plan_divisor(each));
@@ -137,22 +134,22 @@ PLAN_FN struct plan_axis plan_axis(int64_t total_blocks, int64_t max_blocks, int
 }
 
 /* What a request takes of the axis. */
-PLAN_FN int64_t plan_cost(struct plan_axis x, struct blocks r)
+PLAN_FN plan_int plan_cost(struct plan_axis x, struct blocks r)
 {
 	return x.whole ? 1 : x.overhead + (r.end - r.begin);
 }
 
 /* Where border j, 0 <= j <= active, lies on the axis. */
-PLAN_FN int64_t plan_position(struct plan_axis x, int64_t j)
+PLAN_FN plan_int plan_position(struct plan_axis x, plan_int j)
 {
 	return plan_divide(j * x.total, x.by_active);
 }
 
 /* The border at position `at` inside request `req`, whose start is at S and which has n visible blocks from `begin`. */
-PLAN_FN struct border plan_cut(struct plan_axis x, int64_t at, int64_t req, int64_t S, struct blocks r)
+PLAN_FN struct border plan_cut(struct plan_axis x, plan_int at, plan_int req, plan_int S, struct blocks r)
 {
-	const int64_t n = r.end - r.begin;
-	int64_t k = x.whole ? 0 : at - S - x.overhead;
+	const plan_int n = r.end - r.begin;
+	plan_int k = x.whole ? 0 : at - S - x.overhead;
 	if (x.chunk > 0)
 		k = (r.begin + k) / x.chunk * x.chunk - r.begin;
 	struct border cut = {req, k};
@@ -169,17 +166,17 @@ PLAN_FN struct border plan_cut(struct plan_axis x, int64_t at, int64_t req, int6
  * split; otherwise parts first - 1 .. end - 1 share it, and part first - 1 + s computes its split number s.  (Not with
  * chunk, where plan_chunks() says how a request is split.) */
 struct border_range {
-	int64_t first, end;
+	plan_int first, end;
 };
 
-PLAN_FN int64_t plan_border_at_or_after(struct plan_axis x, int64_t at)
+PLAN_FN plan_int plan_border_at_or_after(struct plan_axis x, plan_int at)
 {
 	return plan_divide(at * x.active + x.total - 1, x.by_total); /* smallest j with floor(j * total / active) >= at */
 }
 
-PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, struct blocks r)
+PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, plan_int S, struct blocks r)
 {
-	const int64_t n = r.end - r.begin, near = x.snap > 1 ? x.snap : 1;
+	const plan_int n = r.end - r.begin, near = x.snap > 1 ? x.snap : 1;
 	struct border_range in = {0, 0};
 	if (x.whole || x.total <= 0 || n < 2 * near)
 		return in;
@@ -197,7 +194,7 @@ PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, int64_t S, st
 /* Batch-invariant mode: a request's blocks are cut at multiples of `chunk`, whoever works on them, so that its sums do
  * not depend on its batchmates.  Split s of a request is its chunk number r.begin / chunk + s; a part may hold several.
  */
-PLAN_FN int64_t plan_chunks(int32_t chunk, struct blocks r)
+PLAN_FN plan_int plan_chunks(int32_t chunk, struct blocks r)
 {
 	return r.end > r.begin ? (r.end - 1) / chunk - r.begin / chunk + 1 : 1;
 }
@@ -205,14 +202,14 @@ PLAN_FN int64_t plan_chunks(int32_t chunk, struct blocks r)
 /* The row of the part between two borders.  r_from: blocks of request from.req; r_last: blocks of the last request that
  * the part works on, which is to.req when to.block > 0 and to.req - 1 otherwise; split: how many borders of from.req
  * lie before or at `from`, which is 0 when from.block is (ignored with chunk). */
-PLAN_FN struct part plan_row(struct plan_axis x, struct border from, struct blocks r_from, int64_t split,
+PLAN_FN struct part plan_row(struct plan_axis x, struct border from, struct blocks r_from, plan_int split,
                              struct border to, struct blocks r_last)
 {
 	struct part row = {PLAN_IDLE, 0, 0, 0, 0, 0, 0, PLAN_TAG};
 	if (from.req == to.req && from.block == to.block)
 		return row;
 	const int inside = to.block > 0; /* `to` lies inside the last request */
-	const int64_t last = inside ? to.req : to.req - 1;
+	const plan_int last = inside ? to.req : to.req - 1;
 	row.begin_req = (int32_t)from.req;
 	row.end_req = (int32_t)last;
 	row.begin_block = (int32_t)(r_from.begin + from.block);

@@ -16,6 +16,15 @@ enum {
 	PLAN_IDLE = 0x7fffffff /* begin_req of a part without work                                             */
 };
 
+/* What a backend knows about its own costs, in blocks. */
+struct plan_costs {
+	int32_t overhead;   /* price of starting a request                                           */
+	int32_t min_blocks; /* fewest blocks worth a part of their own, >= 1                         */
+	int32_t max_snap;   /* most blocks a border may move to avoid a split                        */
+	int32_t chunk;      /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
+	int32_t whole;      /* blocks by which a part may exceed the equal share if no request is split then */
+};
+
 /* One row of a plan: the walk of one CTA or one thread, over blocks of BLOCK tokens, requests in order.  Starts with
  * block `begin_block` of request `begin_req`, ends before block `end_block` of request `end_req`. */
 struct part {

@@ -113,6 +113,9 @@ static fmla_status cuda_check(struct fmla_ctx *ctx, const struct problem *p)
 		                 st->device[id].major, st->device[id].minor);
 	if (p && p->b > 65536)
 		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend cuda: b is %lld, the limit is 65536", (long long)p->b);
+	if (p && p->h_kv > 65535)
+		return fmla_fail(ctx, FMLA_ERR_UNSUPPORTED, "backend cuda: h_kv is %lld, the limit is 65535",
+		                 (long long)p->h_kv);
 	return FMLA_OK;
 }
 
@@ -165,20 +168,33 @@ static size_t align_up(size_t bytes)
 	return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+/* Of a value of a partial result: tiles of 64 rows write half as much, scaled by row. */
+static int partial_bytes(const struct problem *p)
+{
+	return tile_rows(p) == 64 && !p->batch_invariant ? 2 : 4;
+}
+
 /* Where things lie in the workspace. */
 struct layout {
-	size_t splits, lse, out, end;
+	size_t arrivals, lse, out, end;
 };
+
+/* How many words a piece of a split request announces itself with, at most; gather.cuh. */
+static int64_t arrival_width(struct fmla_ctx *ctx, const struct problem *p)
+{
+	const int64_t parts = cuda_num_parts(ctx, p), entries = parts < MAX_ENTRIES ? parts : MAX_ENTRIES;
+	return entries > tile_rows(p) ? entries : tile_rows(p);
+}
 
 static struct layout workspace_layout(struct fmla_ctx *ctx, const struct problem *p)
 {
 	const int64_t parts = cuda_num_parts(ctx, p);
 	const size_t slots = (size_t)(p->batch_invariant ? p->b * max_chunks(p) : parts > 1 ? 2 * parts : 0);
-	const size_t rows = slots * (size_t)(p->h_kv * row_tiles(p) * tile_rows(p));
-	struct layout at = {.splits = 0};
-	at.lse = align_up((size_t)parts * sizeof(struct split));
-	at.out = at.lse + align_up(rows * sizeof(float));
-	at.end = at.out + rows * D_V * sizeof(float);
+	const size_t tiles = slots * (size_t)(p->h_kv * row_tiles(p)), rows = tiles * (size_t)tile_rows(p);
+	struct layout at = {.arrivals = 0};
+	at.lse = align_up(p->batch_invariant ? 0 : tiles * (size_t)arrival_width(ctx, p) * 16);
+	at.out = at.lse + align_up(p->batch_invariant ? rows * sizeof(float) : 0);
+	at.end = at.out + rows * D_V * (size_t)partial_bytes(p);
 	return at;
 }
 
@@ -196,10 +212,11 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 {
 	const struct layout at = workspace_layout(ctx, p);
 	char *const workspace = p->workspace;
+	const int64_t longest = p->max_pages * p->page, parts = cuda_num_parts(ctx, p);
 	const int cluster = tile_rows(p) == 64 && row_tiles(p) % 2 == 0 && p->b * row_tiles(p) >= PAIRED_TILES ? 2 : 1;
-	int box = 1; /* the largest power of two that divides a page, up to a tile */
-	while (box < BLOCK && p->page % (2 * box) == 0)
-		box *= 2;
+	int box = 0; /* tokens of a box: the largest power of two that divides a page, up to a tile */
+	while (1 << box < BLOCK && p->page % (2 << box) == 0)
+		box++;
 	return (struct decode_params){
 	    .q = p->q,
 	    .q_b = p->q_b,
@@ -218,7 +235,7 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .lse_b = p->lse_b,
 	    .lse_h = p->lse_h,
 	    .lse_s = p->lse_s,
-	    .max_len = (int32_t)(p->max_pages * p->page < INT32_MAX ? p->max_pages * p->page : INT32_MAX),
+	    .max_len = (int32_t)(longest < MAX_LEN ? longest : MAX_LEN),
 	    .b = (int32_t)p->b,
 	    .s_q = (int32_t)p->s_q,
 	    .h_kv = (int32_t)p->h_kv,
@@ -230,27 +247,29 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	    .cluster = cluster,
 	    .tile_rows = tile_rows(p),
 	    .page_shift = page_shift(p),
-	    .box_tokens = box,
-	    .box_slices = box < BLOCK         ? 1
+	    .box_shift = box,
+	    .box_slices = 1 << box < BLOCK    ? 1
 	                  : tile_rows(p) < 64 ? 3
 	                                      : 4 / cluster,
-	    .num_parts = (int32_t)cuda_num_parts(ctx, p),
+	    .num_parts = (int32_t)parts,
 	    .causal = p->causal,
-	    .window = p->window,
+	    .window = p->window < INT32_MAX ? (int32_t)p->window : 0, /* wider than any request */
 	    .scale_log2 = p->scale * 1.4426950408889634f,
 	    .empty_lse = p->empty_lse,
 	    .q_aligned = (uintptr_t)p->q % 16 == 0 && multiple_of(8, p->q_b, p->q_s, p->q_h),
 	    .out_aligned = (uintptr_t)p->out % 16 == 0 && multiple_of(8, p->out_b, p->out_s, p->out_h),
-	    .small = div_up(p->max_pages * p->page, BLOCK) * p->b < INT32_MAX / 2,
+	    .small = (div_up(longest, BLOCK) + OVERHEAD_BLOCKS) * p->b < INT32_MAX / (parts + 2),
 	    .costs = {.overhead = OVERHEAD_BLOCKS,
 	              .min_blocks = 1,
 	              .max_snap = MAX_SNAP_BLOCKS,
 	              .chunk = p->batch_invariant ? CHUNK_BLOCKS : 0,
 	              .whole = WHOLE_BLOCKS},
 	    .max_chunks = (int32_t)max_chunks(p),
-	    .splits = (struct split *)(void *)(workspace + at.splits),
+	    .arrivals = (struct word128 *)(void *)(workspace + at.arrivals),
+	    .arrival_width = (int32_t)arrival_width(ctx, p),
 	    .partial_lse = (float *)(void *)(workspace + at.lse),
-	    .partial_out = (float *)(void *)(workspace + at.out),
+	    .partial_out = workspace + at.out,
+	    .partial_bytes = partial_bytes(p),
 	};
 }
 
@@ -269,7 +288,7 @@ static fmla_status encode_maps(struct fmla_ctx *ctx, const struct problem *p, co
 	key.h_kv = p->h_kv;
 	key.slices = d->slices;
 	key.fp16 = p->type == TYPE_FP16;
-	key.box_tokens = d->box_tokens;
+	key.box_tokens = 1 << d->box_shift;
 	key.box_slices = d->box_slices;
 	if (memcmp(&key, &st->key, sizeof(key)) == 0)
 		return FMLA_OK;
@@ -286,7 +305,7 @@ static fmla_status encode_maps(struct fmla_ctx *ctx, const struct problem *p, co
 	st->key.kv = NULL;
 	for (int i = 0; i < 2 && st->encode; i++) {
 		const cuuint32_t slices = i == 0 ? (cuuint32_t)d->box_slices : 1;
-		const cuuint32_t box[5] = {64, (cuuint32_t)d->box_tokens, slices, 1, 1};
+		const cuuint32_t box[5] = {64, (cuuint32_t)1 << d->box_shift, slices, 1, 1};
 		r = st->encode(i == 0 ? &maps.group : &maps.slice,
 		               key.fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
 		               (void *)(uintptr_t)(p->kv ? p->kv : p->workspace), dims, strides, box, ones,
@@ -358,9 +377,9 @@ static fmla_status launch_decode(struct fmla_ctx *ctx, const struct problem *p)
 
 static fmla_status launch_combine(struct fmla_ctx *ctx, const struct problem *p)
 {
+	if (p->total_q == 0 || !p->batch_invariant)
+		return FMLA_OK; /* merged by the decode kernel */
 	const struct decode_params d = params_of(ctx, p);
-	if (p->total_q == 0 || (d.num_parts == 1 && d.costs.chunk == 0))
-		return FMLA_OK; /* one part splits nothing */
 	TRY_CUDA(ctx, fmla_launch_combine(&d, state_of(ctx)->device[p->device.id].sms, p->type == TYPE_FP16, p->stream));
 	return FMLA_OK;
 }

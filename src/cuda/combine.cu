@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * combine.cu - stage 4: merges the pieces of split requests,
+ * combine.cu - stage 4 of the batch-invariant mode: merges the chunks of requests,
  *     lse = log2 sum_j 2^lse_j,   out = sum_j 2^(lse_j - lse) out_j      (pieces are normalised, lse in base 2)
  *
  * What      128 columns of one row at a time: up to DEPTH pieces by one warp alone, more by the eight warps of a CTA,
@@ -21,37 +21,27 @@ enum {
 	FEW = 2 * DEPTH /* pieces that a warp may well merge alone */
 };
 
-/* Where the pieces of one row of a split request are: row `first` of the partials for piece 0, next + j * step for
- * piece j > 0 (slots: kernels.h). */
+/* Where the pieces of one row of a request are: row first + j * step of the partials for piece j (slots: kernels.h). */
 struct row_pieces {
-	uint32_t first, next, step;
+	uint32_t first, step;
 };
 
 DEV struct row_pieces row_pieces(const struct decode_params &p, const struct split &u, int row)
 {
 	const uint32_t rows = p.h_kv * p.row_tiles * p.tile_rows; /* of a slot */
-	struct row_pieces at;
-	if (p.costs.chunk > 0) { /* first_part: the first visible chunk */
-		at.first = at.next = (u.req * p.max_chunks + u.first_part) * rows + row;
-		at.step = rows;
-	} else {
-		at.first = (2 * u.first_part + 1) * rows + row;
-		at.next = 2 * u.first_part * rows + row;
-		at.step = 2 * rows;
-	}
-	return at;
+	return (struct row_pieces){(u.req * p.max_chunks + u.first_part) * rows + row, rows};
 }
 
 DEV uint32_t piece_row(const struct row_pieces &at, int j)
 {
-	return j == 0 ? at.first : at.next + j * at.step;
+	return at.first + j * at.step;
 }
 
-/* Batch-invariant mode: every request of several chunks. */
+/* The chunks of a request; first_part: the first visible one. */
 DEV struct split split_of_request(const struct decode_params &p, int req)
 {
-	const struct blocks r = request_blocks(p, req);
-	struct split u = {req, (int)r.begin / p.costs.chunk, (int)plan_chunks(p.costs.chunk, r)};
+	const struct narrow::blocks r = request_blocks(p, req);
+	struct split u = {req, r.begin / p.costs.chunk, plan_chunks(p.costs.chunk, r), request_tokens(p, req)};
 	return u;
 }
 
@@ -72,7 +62,7 @@ DEV struct merged merge_columns(const struct decode_params &p, const struct row_
                                 int first, int step)
 {
 	const int lane = threadIdx.x & 31;
-	const float *const from = p.partial_out + column + 4 * lane;
+	const float *const from = (const float *)p.partial_out + column + 4 * lane;
 	struct merged all = {make_float4(0, 0, 0, 0), -INFINITY, 0};
 #pragma unroll 1
 	for (int j0 = first; j0 < pieces; j0 += step * DEPTH) {
@@ -119,7 +109,7 @@ DEV void write_columns(const struct decode_params &p, const struct split &u, int
 	struct piece piece = {};
 	piece.req = u.req;
 	piece.slot = -1; /* to the user */
-	piece.tokens = request_tokens(p, u.req);
+	piece.tokens = u.tokens;
 	const struct row_end end = row_end(p, piece, kv_head, 0, row_of_head);
 	const float lse = row_lse(m.top, m.sum, false), f = row_scale(m.sum, false) * sink_factor(end.sink, lse);
 	uint16_t *const out = (uint16_t *)end.out + column + 4 * lane;
@@ -133,7 +123,7 @@ DEV void write_columns(const struct decode_params &p, const struct split &u, int
 DEV void merge_alone(const struct decode_params &p, const struct split &u, int item, int fp16)
 {
 	const int row = item_row(item);
-	if (row % (p.row_tiles * p.tile_rows) < request_tokens(p, u.req) * p.group)
+	if (row % (p.row_tiles * p.tile_rows) < u.tokens * p.group)
 		write_columns(p, u, item, merge_columns(p, row_pieces(p, u, row), u.pieces, item_column(item), 0, 1), fp16);
 }
 
@@ -143,7 +133,7 @@ DEV void merge_together(const struct decode_params &p, const struct split &u, in
 {
 	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
 	const int row = item_row(item);
-	if (row % (p.row_tiles * p.tile_rows) >= request_tokens(p, u.req) * p.group)
+	if (row % (p.row_tiles * p.tile_rows) >= u.tokens * p.group)
 		return;
 	const struct merged part = merge_columns(p, row_pieces(p, u, row), u.pieces, item_column(item), warp, WARPS);
 	exchange[threadIdx.x] = part.acc;
@@ -167,16 +157,14 @@ DEV void merge_together(const struct decode_params &p, const struct split &u, in
 	__syncthreads(); /* exchange may be written again */
 }
 
-/* The split requests among candidates base, base + 1, ..., in order, into list; every CTA makes the same.  *most: pieces
- * of the one with the most.  Returns how many. */
-DEV int list_splits(const struct decode_params &p, int base, int candidates, struct split *list, int *counts, int *most)
+/* The requests base, base + 1, ... of several chunks, in order, into list; every CTA makes the same.  *most: chunks of the
+ * one with the most.  Returns how many. */
+DEV int list_splits(const struct decode_params &p, int base, struct split *list, int *counts, int *most)
 {
 	const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, i = base + threadIdx.x;
-	struct split u = {0, 0, 0};
-	if (i < candidates && p.costs.chunk > 0)
+	struct split u = {0, 0, 0, 0};
+	if (i < p.b)
 		u = split_of_request(p, i);
-	else if (i < candidates)
-		u = p.splits[i];
 	const unsigned votes = __ballot_sync(0xffffffff, u.pieces > 1);
 	const int longest = __reduce_max_sync(0xffffffff, u.pieces);
 	if (lane == 0) {
@@ -207,11 +195,10 @@ extern "C" __global__ void __launch_bounds__(COMBINE_THREADS, 4)
 	__shared__ int counts[2 * WARPS];
 	grid_wait();
 	grid_launch_dependents();
-	const int candidates = p.costs.chunk > 0 ? p.b : p.num_parts - 1;
 	const int items = p.h_kv * p.row_tiles * p.tile_rows * COLUMN_CHUNKS; /* of a split request */
-	for (int base = 0; base < candidates; base += COMBINE_THREADS) {
+	for (int base = 0; base < p.b; base += COMBINE_THREADS) {
 		int most;
-		const int count = list_splits(p, base, candidates, list, counts, &most), all = count * items;
+		const int count = list_splits(p, base, list, counts, &most), all = count * items;
 		/* A CTA takes one item at a time while there are few, or many pieces; else each of its warps takes one. */
 		if (all <= (int)gridDim.x || (most > FEW && all <= 4 * (int)gridDim.x)) {
 			for (int i = blockIdx.x; i < all; i += gridDim.x)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The variants of decode_seesaw.cuh and their launcher. */
+#include "gather.cuh"
 #include "launch.cuh"
 #include "seesaw.cuh"
 #include "value.cuh"
@@ -33,6 +34,6 @@ extern "C" cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, 
                                                  cudaStream_t stream)
 {
 	const void *kernel = fp16 ? (const void *)fmla_decode_seesaw_fp16 : (const void *)fmla_decode_seesaw_bf16;
-	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);
+	const dim3 grid((unsigned)p->row_tiles, (unsigned)p->h_kv, (unsigned)p->num_parts);
 	return launch(kernel, grid, SEESAW_THREADS, SMEM_BYTES, stream, p, kv, (unsigned)p->cluster);
 }

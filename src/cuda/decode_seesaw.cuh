@@ -15,15 +15,16 @@
  *           enough in 16 bits because sums are fp32 and lse is taken with the reference in use
  * P         of a tile is stored over the rope slice of its own K, which is dead once S is there
  * Roles     warpgroups 0 and 1 consume; warps 8-10 request the left half, the right half and the rope of each tile;
- *           warp 11 copies q of the next piece
+ *           warp 11 copies q of the next piece; all four then gather.cuh's watchers
  * Cluster   of the CTAs of two row tiles (p.cluster 2): each requests half of a tile for both, a slot is free when both
  *           have freed it
  * Budgets   registers 224 / 224 / 56; shared memory q 73,728 + 2 tiles 147,456 B; 1 CTA per SM
  * Bound by  tensor cores: 2176 clk per tile */
 
-#define ROWS    64
-#define Q_BYTES TILE_BYTES
-#define HALF_V  DESC(V_SLICES / 2 * SLICE_BYTES)
+#define ROWS         64
+#define Q_BYTES      TILE_BYTES
+#define HALF_V       DESC(V_SLICES / 2 * SLICE_BYTES)
+#define SPLIT_FINDER 352 /* a thread of the q loader, which is idle at first */
 
 /* S = Q K^T of one tile, as its parts land, left or right half first; not complete on return. */
 DEV void KERNEL_FN(scores)(float (&s)[32], uint64_t q_desc, uint64_t k_desc, uint64_t rope, uint32_t full, int parity,
@@ -78,13 +79,13 @@ DEV void KERNEL_FN(pv_shared)(float (&o)[128], uint64_t p_desc, uint64_t v_desc)
 	wgmma_commit();
 }
 
-/* Half of a row of O, normalised, to out or to a partial; o: the registers of this row, 4 apart in pairs.  The four lanes
- * of a row trade registers first, so that each writes 16 bytes at a time. */
-DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool partial, void *out, float norm, int group,
+/* Half of a row of O, normalised, to out or to a partial (half: of 16-bit values, full: of floats); o: the registers of this
+ * row, 4 apart in pairs.  The four lanes of a row trade registers first, so that each writes 16 bytes at a time. */
+DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool half, bool full, void *out, float norm, int group,
                               const float *o)
 {
 	const int quad = threadIdx.x & 3, column = group * (D_V / 2);
-	if (partial) {
+	if (full) {
 #pragma unroll
 		for (int i = 0; i < 32; i += 2) { /* 16 columns: lanes 0, 2 take the first eight, 1, 3 the others */
 			float a = o[4 * i] * norm, b = o[4 * i + 1] * norm, c = o[4 * i + 4] * norm, d = o[4 * i + 5] * norm;
@@ -100,13 +101,14 @@ DEV void KERNEL_FN(store_row)(const struct decode_params &p, bool partial, void 
 		uint32_t w[4];
 #pragma unroll
 		for (int k = 0; k < 4; k++)
-			w[k] = PACK(o[4 * (i + k)] * norm, o[4 * (i + k) + 1] * norm);
+			w[k] = half ? pack_fp16(o[4 * (i + k)] * norm, o[4 * (i + k) + 1] * norm)
+			            : PACK(o[4 * (i + k)] * norm, o[4 * (i + k) + 1] * norm);
 		trade(quad & 1, 1, w[0], w[1]);
 		trade(quad & 1, 1, w[2], w[3]);
 		trade(quad >> 1, 2, w[0], w[2]);
 		trade(quad >> 1, 2, w[1], w[3]);
 		uint16_t *const at = (uint16_t *)out + column + 8 * (i + quad);
-		if (out && p.out_aligned) {
+		if (out && (half || p.out_aligned)) {
 			*(uint4 *)at = make_uint4(w[0], w[1], w[2], w[3]);
 		} else if (out) {
 #pragma unroll
@@ -124,14 +126,14 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][BARS], bar_empty[2][BARS], bar_q_full, bar_q_empty, bar_p[2];
 	__shared__ struct schedule schedule;
-	__shared__ float reference[2][ROWS], row_max[ROWS], row_sum[2][ROWS], row_norm[ROWS];
-	__shared__ void *row_ptr[ROWS];
+	__shared__ float reference[2][ROWS], row_max[ROWS] /* later the row's lse */, row_sum[2][ROWS], row_norm[ROWS];
+	__shared__ uint32_t row_scales[ROWS];
+	__shared__ struct row_end row_ends[2][ROWS]; /* of this piece, and while some warps store it, of the next */
 	__shared__ int bad_tile[2];
 	uint8_t *const q_tile = smem, *const kv_tile = smem + Q_BYTES;
 
 	const int group = threadIdx.x >> 7, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-	const int row_tile = blockIdx.x % p.row_tiles, kv_head = blockIdx.x / p.row_tiles % p.h_kv;
-	const int part = blockIdx.x / (p.row_tiles * p.h_kv);
+	const int row_tile = blockIdx.x, kv_head = blockIdx.y, part = blockIdx.z;
 	const int rank = row_tile & (p.cluster - 1), pair = row_tile - rank; /* a cluster is row tiles pair, pair + 1 */
 
 	if (threadIdx.x == 0) {
@@ -148,19 +150,14 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		mbar_init(smem_addr(&bar_p[1]), 4);
 		mbar_init_fence();
 	}
-	if (p.cluster == 1)
-		__syncthreads();
-	else
+	if (p.cluster > 1)
 		cluster_arrive(); /* the peer's barriers are there before anything is sent to them */
-	grid_wait();
-	const struct part_borders borders = find_part(p, part, schedule);
+	struct walk walk;
+	struct piece piece = {};
+	bool more = start_walk(p, part, pair, SPLIT_FINDER, schedule, walk, piece);
 	if (p.cluster > 1)
 		cluster_wait();
-	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
-		p.splits[part] = borders.split; /* for combine */
 
-	struct walk walk = walk_begin(p, part, borders);
-	struct piece piece;
 	int tiles = 0, pieces = 0; /* tile n lies in slot n & 1, parity from n >> 1 */
 	int turns = 0;             /* bits 0, 1, 2: parity of bar_p[0], bar_p[1], bar_q_full */
 
@@ -169,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		if (warp < 11) { /* ---- KV producers, a warp for each of LEFT, RIGHT, ROPE ---- */
 			const struct share share = share_of(p, maps, warp - 8, rank);
 			const struct slots slots = {kv_tile, bar_full, bar_empty, bad_tile};
-			while (walk_next(p, walk, pair, piece)) {
+			for (; more; more = walk_next(p, walk, pair, piece)) {
 				if (p.box_slices > 1)
 					load_tiles(p, piece, kv_head, share, slots, tiles);
 				else
@@ -177,7 +174,11 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			}
 			grid_launch_dependents();
 		} else { /* ---- q loader: from the second piece on ---- */
-			while (walk_next(p, walk, pair, piece)) {
+			if (lane == 0)
+				find_splits(p, schedule);
+			__syncwarp();
+			named_barrier_arrive(SPLITS_FOUND, 288);
+			for (; more; more = walk_next(p, walk, pair, piece)) {
 				if (piece.begin == piece.end || pieces++ == 0)
 					continue;
 				mbar_wait(smem_addr(&bar_q_empty), pieces & 1);
@@ -186,6 +187,15 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				mbar_arrive(smem_addr(&bar_q_full));
 			}
 		}
+		/* Then the group waits for what the other CTAs of its split requests bring. */
+		const uint64_t told_nothing[MAX_ENTRIES / 32] = {0};
+		__syncwarp();
+		if (p.cluster > 1)
+			cluster_arrive();
+		gather_all<PACK, 8, SEESAW_THREADS>(p, schedule, part, kv_head, row_tile, told_nothing, 0, threadIdx.x - 256,
+		                                    -1, kv_tile, 2 * TILE_BYTES);
+		if (p.cluster > 1)
+			cluster_wait();
 		return;
 	}
 
@@ -194,13 +204,18 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	const int warp_row = 16 * (warp & 3), row = warp_row + (lane >> 2); /* the thread's rows: row, row + 8 */
 	/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
 	const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
-	while (walk_next(p, walk, pair, piece)) {
+	bool tell = false, splits_known = false, tiles_free = false;
+	int turned = 0;
+	for (; more; more = walk_next(p, walk, pair, piece)) {
 		float o[128], m[2] = {-FLT_MAX, -FLT_MAX}, l[2] = {0, 0};
 		bool poisoned = false;
 #pragma unroll
 		for (int i = 0; i < 128; i++)
 			o[i] = 0;
 		const struct bounds see = piece_bounds(p, piece);
+		turned ^= 1;
+		if (threadIdx.x < ROWS)
+			row_ends[turned][threadIdx.x] = row_end(p, piece, kv_head, row_tile, threadIdx.x);
 		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
 		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
 		if (begin < end && tiles == 0) {                       /* nothing to overlap with: by all */
@@ -309,6 +324,10 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			}
 			turns ^= has_b ? 3 : 1;
 		}
+		const bool last_piece = !walk_goes_on(walk);
+		if (last_piece)
+			named_barrier_arrive(TILES_FREE, SEESAW_THREADS);
+		tiles_free = last_piece;
 
 		/* The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
 		const float poison = __any_sync(0xffffffff, poisoned) ? NAN : 0.0f; /* reaches every row with its sum */
@@ -324,22 +343,58 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		}
 		named_barrier(ROWS_SUMMED, 256);
 		if (threadIdx.x < ROWS)
-			settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
-			           row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], &row_norm[threadIdx.x],
-			           &row_ptr[threadIdx.x]);
+			row_max[threadIdx.x] =
+			    settle_row(p, piece, row_ends[turned][threadIdx.x], row_max[threadIdx.x],
+			               row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], &row_norm[threadIdx.x]);
 		named_barrier(ROWS_SETTLED, 256);
-		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row], row_norm[row], group, o);
-		KERNEL_FN(store_row)(p, piece.slot >= 0, row_ptr[row + 8], row_norm[row + 8], group, o + 2);
+		tell = piece.slot >= 0 && p.costs.chunk == 0;
+		float norm[2] = {row_norm[row], row_norm[row + 8]};
+#pragma unroll
+		for (int h = 0; h < 2 && tell; h++)
+			norm[h] = fit_16_bits(o + 2 * h, norm[h], (uint16_t *)&row_scales[row + 8 * h] + group);
+		uint8_t *const first_row = (uint8_t *)row_ends[turned][warp_row].out;
+		if (tell && last_piece) { /* q is not needed any more */
+			if (first_row)        /* else none of the warp's rows is one */
+				store_partial(o, norm, q_tile + warp * STAGE_BYTES, first_row + group * D_V);
+		} else {
+#pragma unroll
+			for (int h = 0; h < 2; h++)
+				KERNEL_FN(store_row)
+			(p, tell, piece.slot >= 0 && !tell, row_ends[turned][row + 8 * h].out, norm[h], group, o + 2 * h);
+		}
+		if (tell && !last_piece) {
+			named_barrier(splits_known ? ROWS_SUMMED : SPLITS_FOUND, splits_known ? 256 : 288);
+			splits_known = true;
+			if (warp == 0) {
+				uint64_t was[MAX_ENTRIES / 32];
+				announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max,
+				         row_scales, was);
+				adopt(schedule, piece.slot & 1, was);
+			}
+			named_barrier(ROWS_SETTLED, 256); /* an empty piece has no other before it writes row_max */
+			tell = false;
+		}
 	}
-	if (p.cluster > 1) { /* the peer may still arrive on our barriers */
-		cluster_arrive();
-		cluster_wait();
-	}
+	if (!tiles_free)
+		named_barrier_arrive(TILES_FREE, SEESAW_THREADS);
+	if (p.cluster > 1)
+		cluster_arrive(); /* done with the peer's barriers */
+
+	/* The last piece is told here.  Then this CTA's shares of the split requests at its part's borders, over the tiles. */
+	uint64_t was[MAX_ENTRIES / 32] = {0};
+	named_barrier(splits_known ? ROWS_SETTLED : SPLITS_FOUND, splits_known ? 256 : 288);
+	if (warp == 7 && tell)
+		announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, row_scales, was);
+	gather_all<PACK, 8, SEESAW_THREADS>(p, schedule, part, kv_head, row_tile, was, piece.slot & 1, -1, threadIdx.x,
+	                                    kv_tile, 2 * TILE_BYTES);
+	if (p.cluster > 1)
+		cluster_wait(); /* until then the peer may still arrive on ours */
 }
 
 #undef ROWS
 #undef Q_BYTES
 #undef HALF_V
+#undef SPLIT_FINDER
 #undef KERNEL
 #undef KERNEL_FN
 #undef MMA

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The variants of decode_swap.cuh and their launcher. */
+#include "gather.cuh"
 #include "launch.cuh"
 #include "tile.cuh"
 #include "value.cuh"
@@ -75,6 +76,6 @@ extern "C" cudaError_t fmla_launch_decode_swap(const struct decode_params *p, co
                                                cudaStream_t stream)
 {
 	const kernel k = kernels[fp16][p->tile_rows == 8 ? 0 : p->tile_rows == 16 ? 1 : 2];
-	const unsigned grid = (unsigned)(p->num_parts * p->h_kv * p->row_tiles);
+	const dim3 grid((unsigned)p->row_tiles, (unsigned)p->h_kv, (unsigned)p->num_parts);
 	return launch((const void *)k, grid, SWAP_THREADS, smem_bytes(p->tile_rows), stream, p, kv);
 }

@@ -8,7 +8,7 @@
  * What      one CTA walks one part: per piece  S^T = K Q^T,  P^T = exp2(scale S^T - m),  O^T += V^T P^T
  * Why       wgmma computes 64 x N; with the cache as the 64-side, N is as small as the rows are: a tile of 64 tokens costs a
  *           quarter of the tensor work (and power) of 64 padded rows, and O^T of 16 rows fits 64 registers
- * Roles     warps 0-3 consume, warp 4 requests KV, warps 5-7 fetch q of the next piece
+ * Roles     warps 0-3 consume, warp 4 requests KV, warps 5-7 fetch q of the next piece; 4-7 then gather.cuh's watchers
  * Budgets   shared memory: 2 KV tiles 147,456 + 2 q tiles (32 rows: 73,728) + 2 P tiles 8,192 B; 1 CTA per SM
  * Bound by  DRAM: 2.2 us per tile when all SMs stream, about 1.2 us of work
  * Max       rows keep a reference maximum m; P is computed against it at once, and only when a score exceeds it by more
@@ -25,22 +25,22 @@
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
 
-/* 192 registers leave room for a combine CTA beside each decode CTA. */
-extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
+#define SPLITS_FOUND 2 /* a named barrier */
+
+extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
     KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ CUtensorMap map)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
 	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2];
 	__shared__ struct schedule schedule;
 	__shared__ __align__(16) float tops[ROWS][4], sums[ROWS][4]; /* of the tile, of the piece; by consumer warp */
-	__shared__ float row_max[ROWS];
-	__shared__ struct row_end row_ends[2][ROWS]; /* of the pieces whose q is in the two slots    */
+	__shared__ float row_max[ROWS];                              /* later the row's lse */
+	__shared__ struct row_end row_ends[2][ROWS];                 /* of the pieces whose q is in the two slots    */
 	__shared__ int bad_tile[2];
 	uint8_t *const kv_tile = smem, *const q_tile = smem + 2 * TILE_BYTES, *const p_tile = q_tile + 2 * Q_BYTES;
 
 	const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-	const int row_tile = blockIdx.x % p.row_tiles, kv_head = blockIdx.x / p.row_tiles % p.h_kv;
-	const int part = blockIdx.x / (p.row_tiles * p.h_kv);
+	const int row_tile = blockIdx.x, kv_head = blockIdx.y, part = blockIdx.z;
 
 	if (threadIdx.x == 0) {
 		tma_prefetch_map(&map);
@@ -54,19 +54,21 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 		mbar_init_fence();
 	}
 	prefetch_inputs(p);
-	__syncthreads();
-	grid_wait();
-	struct part_borders borders = find_part(p, part, schedule);
-	if (threadIdx.x == 0 && row_tile == 0 && kv_head == 0)
-		p.splits[part] = borders.split; /* for combine */
-
-	struct walk walk = walk_begin(p, part, borders);
-	struct piece piece;
-	int tiles = 0, pieces = 0; /* counters of the two rings: slot = n & 1, parity from n >> 1 */
+	struct walk walk;
+	struct piece piece = {};
+	bool more = start_walk(p, part, row_tile, 0, schedule, walk, piece);
+	if (threadIdx.x == 0)
+		find_splits(p, schedule);
+	__syncwarp();
+	if (warp == 0)
+		named_barrier_arrive(SPLITS_FOUND, 160); /* warps 4-7 want to know at their end */
+	bool tell = false;                           /* others wait for the last piece       */
+	bool tiles_free = false;                     /* no more tiles will be read; consumers */
+	int tiles = 0, pieces = 0;                   /* counters of the two rings: slot = n & 1, parity from n >> 1 */
 
 	if (warp == 4) { /* ---- KV producer ---- */
 		const uint64_t policy = l2_evict_first();
-		while (walk_next(p, walk, row_tile, piece)) {
+		for (; more; more = walk_next(p, walk, row_tile, piece)) {
 #pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
 				const int slot = tiles & 1;
@@ -78,7 +80,7 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 		grid_launch_dependents();
 	} else if (warp > 4) { /* ---- q loader ---- */
 		const int thread = threadIdx.x - 160;
-		for (; walk_next(p, walk, row_tile, piece); pieces++) {
+		for (; more; more = walk_next(p, walk, row_tile, piece), pieces++) {
 			const int slot = pieces & 1;
 			mbar_wait(smem_addr(&bar_q_empty[slot]), (pieces >> 1 & 1) ^ 1);
 			if (piece.begin < piece.end)
@@ -89,7 +91,7 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 			mbar_arrive(smem_addr(&bar_q_full[slot]));
 		}
 	} else { /* ---- consumers ---- */
-		for (; walk_next(p, walk, row_tile, piece); pieces++) {
+		for (; more; more = walk_next(p, walk, row_tile, piece), pieces++) {
 			float o[V_SLICES][ACC], m[COLS], l[COLS];
 			bool poisoned = false;
 #pragma unroll
@@ -228,6 +230,10 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 					mbar_arrive(smem_addr(&bar_empty[slot]));
 			}
 
+			tiles_free = !walk_goes_on(walk);
+			if (tiles_free)
+				named_barrier_arrive(TILES_FREE, SWAP_THREADS);
+
 			/* 5. The piece's result: normalised rows to out or to the partial slot. */
 			const struct row_end *const ends = row_ends[pieces & 1];
 			const bool empty = piece.begin == piece.end;
@@ -290,14 +296,42 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 					}
 				}
 			}
-			if (threadIdx.x < ROWS)
-				store_lse(p, piece, ends[threadIdx.x],
-				          row_lse(row_max[threadIdx.x], empty ? 0.0f : add_four(sums[threadIdx.x]), poisoned));
+			if (threadIdx.x < ROWS) {
+				const float lse = row_lse(row_max[threadIdx.x], empty ? 0.0f : add_four(sums[threadIdx.x]), poisoned);
+				store_lse(p, piece, ends[threadIdx.x], lse);
+				row_max[threadIdx.x] = lse;
+			}
+			tell = piece.slot >= 0 && p.costs.chunk == 0;
+			if (tell && !tiles_free) {
+				named_barrier(1, 128);
+				if (warp == 0) {
+					uint64_t was[MAX_ENTRIES / 32];
+					announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, NULL,
+					         was);
+					adopt(schedule, piece.slot & 1, was);
+				}
+				tell = false;
+			}
 			__syncwarp();
 			if (lane == 0)
 				mbar_arrive(smem_addr(&bar_q_empty[pieces & 1]));
 		}
 	}
+
+	/* 6. Tell the others of the last piece, here, where nothing waits for the answer.  Then this CTA's shares of the split
+	 * requests at its part's borders, over the tiles. */
+	uint64_t was[MAX_ENTRIES / 32] = {0};
+	if (warp < 4) {
+		if (!tiles_free)
+			named_barrier_arrive(TILES_FREE, SWAP_THREADS);
+		named_barrier(1, 128);
+	} else {
+		named_barrier(SPLITS_FOUND, 160);
+	}
+	if (warp == 0 && tell)
+		announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, NULL, was);
+	gather_all<PACK, 4, SWAP_THREADS>(p, schedule, part, kv_head, row_tile, was, piece.slot & 1, (int)threadIdx.x - 128,
+	                                  threadIdx.x, smem, 2 * TILE_BYTES);
 }
 
 #undef JS
@@ -307,6 +341,7 @@ extern "C" __global__ void __maxnreg__(ROWS == 32 ? 255 : 192)
 #undef P_BYTES
 #undef COL_ROW
 #undef COL_REG
+#undef SPLITS_FOUND
 #undef ROWS
 #undef KERNEL
 #undef MMA

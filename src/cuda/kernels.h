@@ -11,13 +11,15 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-/* A request that several parts share, as its first part sees it; pieces 0: that part starts none. */
+/* A request that `pieces` consecutive parts share, `tokens` query tokens; pieces 0: none. */
 struct split {
-	int32_t req, first_part, pieces;
+	int32_t req, first_part, pieces, tokens;
 };
 
+struct word128; /* of 16 bytes: ptx.cuh */
+
 /* Parts of a decode launch.  One CTA walks one part for one tile of query rows of one KV head:
- *     blockIdx.x = (part * h_kv + kv_head) * row_tiles + row_tile
+ *     blockIdx = {row_tile, kv_head, part}
  * so CTAs that read the same pages are neighbours.  Strides count elements. */
 struct decode_params {
 	const void *q;
@@ -39,25 +41,27 @@ struct decode_params {
 	int32_t cluster;    /* 2: the CTAs of two row tiles share what they fetch; 1   */
 	int32_t tile_rows;  /* rows of a tile: 8, 16, 32 (swapped) or 64          */
 	int32_t page_shift; /* log2(page), -1: page is not a power of two          */
-	int32_t box_tokens; /* tokens of a TMA box: min(64, page) or a divisor    */
+	int32_t box_shift;  /* log2 of the tokens of a TMA box, which divide a page and a tile */
 	int32_t box_slices; /* slices of a TMA box: 2, 3, 4 if box_tokens is 64; 1 */
 	int32_t num_parts;
 	int32_t causal;
-	int64_t window;   /* 0: none */
+	int32_t window;   /* 0: none */
 	float scale_log2; /* softmax_scale * log2(e) */
 	float empty_lse;
 	int32_t q_aligned;   /* q rows may be read 16 bytes at a time  */
 	int32_t out_aligned; /* out rows may be written 16 bytes at a time */
-	int32_t small;       /* sums of blocks fit 31 bits              */
+	int32_t small;       /* sums of blocks, times parts, fit 31 bits */
 	struct plan_costs costs;
 	int32_t max_chunks; /* batch-invariant mode: chunks of the longest request; else 0 */
 
 	/* Workspace.  A slot holds one piece of a split request: h_kv * row_tiles tiles of tile_rows rows.
 	 * Slots 2 part (a piece that continues) and 2 part + 1 (one that starts); with chunks: request * max_chunks +
 	 * chunk. */
-	float *partial_out;   /* [slots][h_kv * row_tiles][tile_rows][512], normalised        */
-	float *partial_lse;   /* [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty    */
-	struct split *splits; /* [num_parts], written by the decode kernel for combine        */
+	void *partial_out;        /* [slots][h_kv * row_tiles][tile_rows][512], normalised                  */
+	int32_t partial_bytes;    /* of a value: 4 (fp32), 2 (fp16 with scales in the arrivals)             */
+	float *partial_lse;       /* with chunks: [slots][h_kv * row_tiles][tile_rows], base 2, -inf: empty */
+	struct word128 *arrivals; /* else: [2][h_kv * row_tiles][arrival_width][num_parts]; gather.cuh      */
+	int32_t arrival_width;
 };
 
 /* The cache as TMA sees it: in boxes of box_slices slices, and of one slice. */
@@ -67,6 +71,11 @@ struct kv_maps {
 
 /* What the kernels ask of the card. */
 enum { SWAP_THREADS = 256, SEESAW_THREADS = 384, COMBINE_THREADS = 256 };
+enum {
+	MAX_LEN = INT32_MAX - BLOCK, /* of a request: longer ones are cut                        */
+	MAX_ENTRIES = 128,           /* of a tile in gather.cuh                                      */
+	WATCHERS = 128               /* threads of a CTA that wait there for the pieces of other CTAs */
+};
 
 #ifdef __cplusplus
 extern "C" {
@@ -81,7 +90,7 @@ cudaError_t fmla_launch_decode_swap(const struct decode_params *p, const CUtenso
                                     cudaStream_t stream);
 cudaError_t fmla_launch_decode_seesaw(const struct decode_params *p, const struct kv_maps *kv, int fp16,
                                       cudaStream_t stream);
-/* combine.cu: merges the pieces of split requests. */
+/* combine.cu: batch-invariant mode, merges the chunks of requests. */
 cudaError_t fmla_launch_combine(const struct decode_params *p, int num_sms, int fp16, cudaStream_t stream);
 /* plan.cu: rows [num_rows >= num_parts] (the rest idle) and splits [b + 1] of fmla_plan; of *p it reads what
  * walk.cuh reads to find a part: b, s_q, lengths, max_len, window, num_parts, costs. */

@@ -9,7 +9,7 @@
 #include <cuda_runtime.h>
 
 /* `smem` bytes of dynamic shared memory must have been allowed once per device (fmla_prepare_kernels). */
-static inline cudaError_t launch(const void *kernel, unsigned grid, dim3 threads, int smem, cudaStream_t stream,
+static inline cudaError_t launch(const void *kernel, dim3 grid, dim3 threads, int smem, cudaStream_t stream,
                                  const void *params, const void *maps = NULL, unsigned cluster = 1)
 {
 	cudaLaunchAttribute attr[2];
@@ -20,7 +20,7 @@ static inline cudaError_t launch(const void *kernel, unsigned grid, dim3 threads
 	attr[1].val.clusterDim.y = 1;
 	attr[1].val.clusterDim.z = 1;
 	cudaLaunchConfig_t config = {};
-	config.gridDim = dim3(grid);
+	config.gridDim = grid;
 	config.blockDim = threads;
 	config.dynamicSmemBytes = (size_t)smem;
 	config.stream = stream;

@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 	int64_t mine = 0, total, ignored;
 	int32_t longest = 0, unused;
 	for (int i = first; i < end; i++) {
-		const struct blocks r = request_blocks(p, i);
+		const struct blocks r = wide_blocks(p, i);
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
 	}
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 	int64_t pieces = 0;
 	int j = (int)(axis.total > 0 ? plan_border_at_or_after(axis, start) : axis.active);
 	for (int i = first; i < end; i++) {
-		const struct blocks r = request_blocks(p, i);
+		const struct blocks r = wide_blocks(p, i);
 		const int64_t next = start + plan_cost(axis, r);
 		int inside = 0;
 		for (; j < active && plan_position(axis, j) < next; j++) {
@@ -81,8 +81,8 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 		if (row < active) {
 			const struct cut a = cuts[row], b = cuts[row + 1];
 			const int last = b.block > 0 ? b.req : b.req - 1;
-			part = plan_row(axis, (struct border){a.req, a.block}, a.req < p.b ? request_blocks(p, a.req) : none,
-			                a.split, (struct border){b.req, b.block}, last >= 0 ? request_blocks(p, last) : none);
+			part = plan_row(axis, (struct border){a.req, a.block}, a.req < p.b ? wide_blocks(p, a.req) : none, a.split,
+			                (struct border){b.req, b.block}, last >= 0 ? wide_blocks(p, last) : none);
 		}
 		rows[row] = part;
 	}

@@ -33,6 +33,12 @@ DEV void mbar_expect_tx(uint32_t bar, uint32_t bytes)
 	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 
+/* Without arriving. */
+DEV void mbar_expect_more(uint32_t bar, uint32_t bytes)
+{
+	asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
 DEV void mbar_arrive(uint32_t bar)
 {
 	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
@@ -120,11 +126,10 @@ DEV uint64_t l2_evict_first(void)
 	return policy;
 }
 
-/* 16 bytes from global to shared memory without registers; zeros when !valid. */
-DEV void copy_async_16(uint32_t dst, const void *src, bool valid)
+/* 16 bytes from global to shared memory without registers. */
+DEV void copy_async_16(uint32_t dst, const void *src)
 {
-	const int bytes = valid ? 16 : 0;
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 
 DEV void copy_async_wait(void)
@@ -138,7 +143,84 @@ DEV void prefetch_l2(const void *p)
 	asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+/* A number that another kernel may be writing: from L2, which leaves nothing stale in L1. */
+DEV int32_t load_relaxed(const int32_t *p)
+{
+	int32_t v;
+	asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+
+/* Fetches the number at p into L1; nobody waits for it. */
+DEV void prefetch_l1(const int32_t *p)
+{
+	asm volatile("{\n"
+	             ".reg .b32 unused;\n"
+	             "ld.global.s32 unused, [%0];\n"
+	             "}" ::"l"(p)
+	             : "memory");
+}
+
+/* ---- 16-byte words between CTAs, whole or not at all ---- */
+
+struct __align__(16) word128
+{
+	uint64_t lo, hi;
+};
+
+DEV struct word128 load_acquire_128(const struct word128 *p)
+{
+	struct word128 v;
+	asm volatile("{\n"
+	             ".reg .b128 v;\n"
+	             "ld.acquire.gpu.global.b128 v, [%2];\n"
+	             "mov.b128 {%0, %1}, v;\n"
+	             "}"
+	             : "=l"(v.lo), "=l"(v.hi)
+	             : "l"(p)
+	             : "memory");
+	return v;
+}
+
+/* Both return what was there before. */
+DEV struct word128 exchange(struct word128 *p, struct word128 x)
+{
+	struct word128 v;
+	asm volatile("{\n"
+	             ".reg .b128 v, x;\n"
+	             "mov.b128 x, {%3, %4};\n"
+	             "atom.exch.relaxed.gpu.global.b128 v, [%2], x;\n"
+	             "mov.b128 {%0, %1}, v;\n"
+	             "}"
+	             : "=l"(v.lo), "=l"(v.hi)
+	             : "l"(p), "l"(x.lo), "l"(x.hi)
+	             : "memory");
+	return v;
+}
+
+DEV struct word128 compare_swap(struct word128 *p, struct word128 expected, struct word128 x)
+{
+	struct word128 v;
+	asm volatile("{\n"
+	             ".reg .b128 v, e, x;\n"
+	             "mov.b128 e, {%3, %4};\n"
+	             "mov.b128 x, {%5, %6};\n"
+	             "atom.cas.acq_rel.gpu.global.b128 v, [%2], e, x;\n"
+	             "mov.b128 {%0, %1}, v;\n"
+	             "}"
+	             : "=l"(v.lo), "=l"(v.hi)
+	             : "l"(p), "l"(expected.lo), "l"(expected.hi), "l"(x.lo), "l"(x.hi)
+	             : "memory");
+	return v;
+}
+
 /* ---- ordering ---- */
+
+/* What this thread did or saw done before, every thread of the card sees before what it does afterwards. */
+DEV void fence_gpu(void)
+{
+	asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
 
 /* Ordinary shared-memory writes before, tensor core or copy engine reads after. */
 DEV void fence_async_proxy(void)
@@ -146,9 +228,22 @@ DEV void fence_async_proxy(void)
 	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* The same for all memory. */
+DEV void fence_async_proxy_all(void)
+{
+	asm volatile("fence.proxy.async.global;\n"
+	             "fence.proxy.async.shared::cta;" ::
+	                 : "memory");
+}
+
 DEV void named_barrier(int id, int threads)
 {
 	asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+DEV void named_barrier_arrive(int id, int threads)
+{
+	asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /* A named barrier that also tells every thread whether any of them said yes. */

@@ -7,6 +7,7 @@
 #define FMLA_SEESAW_CUH
 
 #include "tile.cuh"
+#include "value.cuh"
 
 /* Which of a tile's slices a barrier covers: V columns of warpgroup 0, of warpgroup 1, rope.  Each is refilled as soon
  * as its last reader is done: LEFT is freed by warpgroup 0, RIGHT by warpgroup 1, ROPE (P) by the group that read P
@@ -14,7 +15,7 @@
 enum { LEFT, RIGHT, ROPE, BARS };
 
 /* Named barriers between the warpgroups; 1 and 2 are their own. */
-enum { ROWS_SUMMED = 3, ROWS_SETTLED, Q_COPIED };
+enum { ROWS_SUMMED = 3, ROWS_SETTLED, Q_COPIED, SPLITS_FOUND };
 
 /* The two tile slots of a CTA, as its producers see them. */
 struct slots {
@@ -38,7 +39,7 @@ DEV struct share share_of(const struct decode_params &p, const struct kv_maps &m
 	share.bar = bar;
 	share.first = bar * (V_SLICES / 2);
 	share.count = bar == ROPE ? p.slices - V_SLICES : V_SLICES / 2;
-	share.half = share.count / p.cluster;
+	share.half = share.count >> (p.cluster - 1);
 	share.mine = share.half * rank;
 	share.rank = rank;
 	share.in_turn = bar == ROPE && p.cluster > 1;
@@ -103,7 +104,7 @@ DEV void load_boxes(const struct decode_params &p, const struct piece &piece, in
 		if (lane == 0) {
 			if (share.bar == LEFT)
 				slots.bad[slot] = boxes.loaded != boxes.end - boxes.begin;
-			mbar_expect_tx(full, (uint32_t)(boxes.loaded * p.box_tokens * 128 * share.count));
+			mbar_expect_tx(full, (uint32_t)((boxes.loaded * 128 * share.count) << p.box_shift));
 		}
 		__syncwarp();
 #pragma unroll 1
@@ -111,7 +112,7 @@ DEV void load_boxes(const struct decode_params &p, const struct piece &piece, in
 			const int i = box >> 5, from = box & 31;
 			const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
 			const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
-			const uint32_t to = dst + box * p.box_tokens * 128;
+			const uint32_t to = dst + (box << p.box_shift) * 128;
 			if (!mine || !((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
 				continue;
 			if (p.cluster > 1)
@@ -168,10 +169,11 @@ DEV void references(const float (&top)[2], const float (&m)[2], float (&r)[2])
 	r[1] = top[1] > m[1] + 8.0f ? top[1] : m[1];
 }
 
-/* Makes r the references m of the rows; where a row of the warp was raised, rescales O and the sums. */
+/* Makes r the references m of the rows; where a row of the warp was raised that has sums, rescales O and the sums. */
 DEV void raise(float (&o)[128], float (&l)[2], float (&m)[2], const float (&r)[2])
 {
-	if (__any_sync(0xffffffff, r[0] != m[0] || r[1] != m[1])) {
+	const bool raised = (r[0] != m[0] && m[0] != -FLT_MAX) || (r[1] != m[1] && m[1] != -FLT_MAX);
+	if (__any_sync(0xffffffff, raised)) {
 #pragma unroll
 		for (int h = 0; h < 2; h++) {
 			const float factor = exp2_approx(m[h] - r[h]);
@@ -223,6 +225,23 @@ DEV float settle_scores(const struct decode_params &p, const struct piece &piece
 	return scale;
 }
 
+/* By what to multiply a thread's half of a row of O (registers 4 apart in pairs, the other columns in the lanes of its quad)
+ * so that it is normalised and its largest value lies in [2^14, 2^15), just below what fp16 holds; *scale: what undoes the
+ * power of two, as bf16. */
+DEV float fit_16_bits(const float *o, float norm, uint16_t *scale)
+{
+	float top = 0;
+#pragma unroll
+	for (int i = 0; i < 32; i++)
+		top = fmaxf(top, fmaxf(fabsf(o[4 * i]), fabsf(o[4 * i + 1])));
+	top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+	top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+	const int exponent = min(max((int)(__float_as_uint(top * norm) >> 23), 15), 253);
+	if ((threadIdx.x & 3) == 0)
+		*scale = (uint16_t)((exponent - 14) << 7);
+	return norm * __uint_as_float((uint32_t)(268 - exponent) << 23);
+}
+
 /* Two lanes, `mask` apart, swap so that the low one (high 0) ends up with both a's and the high one with both b's. */
 #define DEFINE_TRADE(type)                                                \
 	DEV void trade(int high, int mask, type &a, type &b)                  \
@@ -233,6 +252,27 @@ DEV float settle_scores(const struct decode_params &p, const struct piece &piece
 	}
 DEFINE_TRADE(float)
 DEFINE_TRADE(uint32_t)
+
+/* The thread's two rows of half of O, times norm, as fp16 to a partial slot: `to` is the half of the warp's first row, from
+ * which on its 16 rows lie one after the other.  stage: shared memory of the warp and group, which turns fragments into
+ * rows. */
+enum { STAGE_PITCH = D_V + 16 /* bytes; so that eight rows are in different banks */, STAGE_BYTES = 16 * STAGE_PITCH };
+
+DEV void store_partial(const float (&o)[128], const float (&norm)[2], uint8_t *stage, uint8_t *to)
+{
+	const int lane = threadIdx.x & 31;
+	const uint32_t fragment = smem_addr(stage) + (lane & 15) * STAGE_PITCH + (lane >> 4) * 16;
+#pragma unroll
+	for (int j = 0; j < 32; j += 2) /* 16 columns: rows 0-7, 8-15 of the first eight, then of the others */
+		store_matrix_x4(fragment + j * 16, pack_fp16(o[4 * j] * norm[0], o[4 * j + 1] * norm[0]),
+		                pack_fp16(o[4 * j + 2] * norm[1], o[4 * j + 3] * norm[1]),
+		                pack_fp16(o[4 * j + 4] * norm[0], o[4 * j + 5] * norm[0]),
+		                pack_fp16(o[4 * j + 6] * norm[1], o[4 * j + 7] * norm[1]));
+	__syncwarp();
+#pragma unroll
+	for (int i = 0; i < 16; i++)
+		*(uint4 *)(to + i * 2 * D_V + lane * 16) = *(const uint4 *)(stage + i * STAGE_PITCH + lane * 16);
+}
 
 /* P to shared memory, [row][token], swizzled, as the A operand of the other warpgroup. */
 DEV void store_p(uint32_t p_addr, int warp_row, const uint32_t (&pk)[16])

@@ -29,12 +29,6 @@ DEV uint32_t swizzled(uint32_t row, uint32_t chunk)
 	return row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
-/* Which of a request's pages holds a token. */
-DEV int token_page(const struct decode_params &p, int token)
-{
-	return p.page_shift >= 0 ? token >> p.page_shift : token / p.page;
-}
-
 /* Keys [lo, hi) that a row's query token sees. */
 struct span {
 	int lo, hi;
@@ -49,7 +43,7 @@ DEV struct span visible(const struct decode_params &p, const struct piece &piece
 	return v;
 }
 
-/* Where the tokens of a tile lie: boxes [begin, end) of box_tokens tokens, box n described by lane n % 32, entry n / 32.
+/* Where the tokens of a tile lie: boxes [begin, end) of 2^box_shift tokens, box n described by lane n % 32, entry n / 32.
  * Boxes before the first key that anybody sees are left out: their table entries may hold anything. */
 struct boxes {
 	int begin, end, loaded; /* loaded: of them, boxes with a valid page index */
@@ -71,9 +65,8 @@ DEV bool box_used(const struct boxes &b, int i)
 DEV void find_range(const struct decode_params &p, const struct piece &piece, int block, struct boxes &b)
 {
 	const int first = block * BLOCK, left = piece.len - first, hidden = visible(p, piece, 0).lo - first;
-	const int shift = 31 - __clz(p.box_tokens); /* a power of two */
-	b.begin = hidden > 0 ? hidden >> shift : 0;
-	b.end = ((left < BLOCK ? left : BLOCK) + p.box_tokens - 1) >> shift;
+	b.begin = hidden > 0 ? hidden >> p.box_shift : 0;
+	b.end = ((left < BLOCK ? left : BLOCK) + (1 << p.box_shift) - 1) >> p.box_shift;
 }
 
 DEV struct entries look_up(const struct decode_params &p, const struct piece &piece, int block)
@@ -84,7 +77,7 @@ DEV struct entries look_up(const struct decode_params &p, const struct piece &pi
 	find_range(p, piece, block, b);
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		const int token = block * BLOCK + ((int)(threadIdx.x & 31) + 32 * i) * p.box_tokens;
+		const int token = block * BLOCK + (((int)(threadIdx.x & 31) + 32 * i) << p.box_shift);
 		e.page[i] = box_used(b, i) ? table[token_page(p, token)] : 0;
 	}
 	return e;
@@ -97,7 +90,7 @@ DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &p
 	find_range(p, piece, block, b);
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		const int token = block * BLOCK + ((int)(threadIdx.x & 31) + 32 * i) * p.box_tokens;
+		const int token = block * BLOCK + (((int)(threadIdx.x & 31) + 32 * i) << p.box_shift);
 		b.page[i] = e.page[i];
 		b.row[i] = token - token_page(p, token) * p.page;
 		b.good[i] = __ballot_sync(0xffffffff, box_used(b, i) && (unsigned)e.page[i] < (unsigned)p.num_pages);
@@ -112,29 +105,35 @@ DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const 
                    int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
-	const struct boxes boxes = find_boxes(p, piece, block, look_up(p, piece, block));
-	if (lane == 0) /* before its arrival on group 0, which publishes it */
-		*bad_tile = boxes.loaded != boxes.end - boxes.begin;
-	if (lane < GROUPS) {
-		/* A box of three slices counts all its bytes, also where it is clipped at the end of a row without rope. */
-		const int rest = p.slices - lane * GROUP_SLICES;
-		const int slices = rest < GROUP_SLICES && p.box_slices == 1 ? rest : GROUP_SLICES;
-		mbar_expect_tx(full + 8 * lane, (uint32_t)(boxes.loaded * p.box_tokens * 128 * slices));
-	}
-	__syncwarp();
 	if (p.box_slices == GROUP_SLICES) { /* one page holds the tile: a box is a group of slices */
-		const int page = __shfl_sync(0xffffffff, boxes.page[0], 0), row = __shfl_sync(0xffffffff, boxes.row[0], 0);
-		if (lane < GROUPS && boxes.loaded)
-			tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, row, lane * GROUP_SLICES,
-			            kv_head, page, policy);
+		const int first = block * BLOCK, entry = token_page(p, first);
+		const int page = p.block_table[(int64_t)piece.req * p.table_stride + entry];
+		const bool good = (unsigned)page < (unsigned)p.num_pages;
+		if (lane == 0) /* before its arrival on group 0, which publishes it */
+			*bad_tile = !good;
+		__syncwarp();
+		if (lane < GROUPS) { /* all bytes of a box count, also where it is clipped at the end of a row without rope */
+			if (good)
+				tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, first - entry * p.page,
+				            lane * GROUP_SLICES, kv_head, page, policy);
+			mbar_expect_tx(full + 8 * lane, good ? GROUP_SLICES * SLICE_BYTES : 0);
+		}
 		return;
 	}
+	const struct boxes boxes = find_boxes(p, piece, block, look_up(p, piece, block));
+	if (lane == 0)
+		*bad_tile = boxes.loaded != boxes.end - boxes.begin;
+	if (lane < GROUPS)
+		mbar_expect_tx(full + 8 * lane,
+		               (uint32_t)(boxes.loaded * 128 * min(GROUP_SLICES, p.slices - lane * GROUP_SLICES))
+		                   << p.box_shift);
+	__syncwarp();
 	for (int box = boxes.begin; box < boxes.end; box++) {
 		const int i = box >> 5, from = box & 31;
 		const int page = __shfl_sync(0xffffffff, i ? boxes.page[1] : boxes.page[0], from);
 		const int row = __shfl_sync(0xffffffff, i ? boxes.row[1] : boxes.row[0], from);
 		if (lane < p.slices && ((i ? boxes.good[1] : boxes.good[0]) >> from & 1))
-			tma_load_5d(dst + lane * SLICE_BYTES + box * p.box_tokens * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
+			tma_load_5d(dst + lane * SLICE_BYTES + (box << p.box_shift) * 128, map, full + 8 * (lane / GROUP_SLICES), 0,
 			            row, lane, kv_head, page, policy);
 	}
 }
@@ -226,12 +225,14 @@ DEV void copy_q(const struct decode_params &p, const struct piece &piece, int kv
 		const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h + 8 * column;
 		uint8_t *const to = dst + swizzled(row, column);
 		const bool valid = row < rows;
-		if (p.q_aligned) {
-			const uint32_t to_addr = smem_addr(to);
+		if (valid && p.q_aligned) {
 #pragma unroll
-			for (int slice = 0; slice < QK_SLICES; slice++)
-				copy_async_16(to_addr + slice * ROWS * 128, valid ? (const void *)(from + 64 * slice) : p.q,
-				              valid && slice < p.slices);
+			for (int slice = 0; slice < V_SLICES; slice++)
+				copy_async_16(smem_addr(to) + slice * ROWS * 128, from + 64 * slice);
+			if (p.slices > V_SLICES)
+				copy_async_16(smem_addr(to) + V_SLICES * ROWS * 128, from + 64 * V_SLICES);
+			else
+				*(uint4 *)(to + V_SLICES * ROWS * 128) = make_uint4(0, 0, 0, 0);
 		} else {
 #pragma unroll 1
 			for (int i = 0; i < QK_SLICES * 8; i++)
@@ -278,7 +279,7 @@ struct row_target {
 
 DEV struct row_target row_target(const struct decode_params &p, const struct piece &piece, int kv_head, int row)
 {
-	const int s = row / p.group, head = kv_head * p.group + row - s * p.group;
+	const int s = row < p.group ? 0 : row / p.group, head = kv_head * p.group + row - s * p.group;
 	const int64_t token = first_token(p, piece.req) + s, req = p.cu_seqlens_q ? 0 : piece.req;
 	struct row_target t;
 	t.head = head;
@@ -310,8 +311,8 @@ DEV struct row_end row_end(const struct decode_params &p, const struct piece &pi
 	} else {
 		const int64_t at =
 		    ((int64_t)piece.slot * p.h_kv * p.row_tiles + kv_head * p.row_tiles + row_tile) * p.tile_rows + tile_row;
-		e.out = p.partial_out + at * D_V;
-		e.lse = p.partial_lse + at;
+		e.out = (char *)p.partial_out + at * D_V * p.partial_bytes;
+		e.lse = p.costs.chunk > 0 ? p.partial_lse + at : NULL; /* else it goes with the arrivals */
 	}
 	return e;
 }
@@ -345,16 +346,14 @@ DEV float add_four(const float *x)
 	return v.x + v.y + v.z + v.w;
 }
 
-/* All of it, by one thread; the sum of a poisoned row is NaN.  *ptr: where the row goes (NULL: nowhere), *norm: by what
- * to multiply it. */
-DEV void settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
-                    float max, float sum, float *norm, void **ptr)
+/* All of it, by one thread; the sum of a poisoned row is NaN.  *norm: by what to multiply the row.  Returns the lse. */
+DEV float settle_row(const struct decode_params &p, const struct piece &piece, const struct row_end &e, float max,
+                     float sum, float *norm)
 {
-	const struct row_end e = row_end(p, piece, kv_head, row_tile, tile_row);
 	const float lse2 = row_lse(max, sum, false);
-	*ptr = e.out;
 	*norm = row_scale(sum, false) * sink_factor(e.sink, lse2);
 	store_lse(p, piece, e, lse2);
+	return lse2;
 }
 
 #endif

@@ -23,4 +23,18 @@ DEV uint32_t pack_fp16(float lo, float hi)
 	return d;
 }
 
+DEV float2 unpack_fp16(uint32_t two)
+{
+	float2 x;
+	asm("{\n"
+	    ".reg .b16 lo, hi;\n"
+	    "mov.b32 {lo, hi}, %2;\n"
+	    "cvt.f32.f16 %0, lo;\n"
+	    "cvt.f32.f16 %1, hi;\n"
+	    "}"
+	    : "=f"(x.x), "=f"(x.y)
+	    : "r"(two));
+	return x;
+}
+
 #endif

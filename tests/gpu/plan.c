@@ -56,10 +56,10 @@ static bool compare_rows(const struct batch *t, struct data_tensor *host, struct
 	                          .cu_seqlens_q = t->ragged ? ints(&host[CU]) : NULL};
 	const struct decode_params params = {.b = t->b,
 	                                     .s_q = t->s_q,
-	                                     .window = t->window,
+	                                     .window = (int32_t)t->window,
 	                                     .cache_seqlens = gpu[LENS].t.data,
 	                                     .cu_seqlens_q = t->ragged ? gpu[CU].t.data : NULL,
-	                                     .max_len = INT32_MAX,
+	                                     .max_len = MAX_LEN,
 	                                     .num_parts = t->parts,
 	                                     .costs = t->costs};
 	EXPECT_CUDA(fmla_launch_plan(&params, gpu[ROWS].t.data, num_rows, gpu[SPLITS].t.data, NULL));
