@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	__shared__ struct schedule schedule;
 	__shared__ float reference[2][ROWS], row_max[ROWS] /* later the row's lse */, row_sum[2][ROWS], row_norm[ROWS];
 	__shared__ uint32_t row_scales[ROWS];
-	__shared__ struct row_end row_ends[2][ROWS]; /* of this piece, and while some warps store it, of the next */
+	__shared__ void *row_ptr[ROWS];
 	__shared__ int bad_tile[2];
 	uint8_t *const q_tile = smem, *const kv_tile = smem + Q_BYTES;
 
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 			if (lane == 0)
 				find_splits(p, schedule);
 			__syncwarp();
-			named_barrier_arrive(SPLITS_FOUND, 288);
+			named_barrier_arrive(FIRST_READY, 288);
 			for (; more; more = walk_next(p, walk, pair, piece)) {
 				if (piece.begin == piece.end || pieces++ == 0)
 					continue;
@@ -204,8 +204,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 	const int warp_row = 16 * (warp & 3), row = warp_row + (lane >> 2); /* the thread's rows: row, row + 8 */
 	/* Without a rope part (d_qk 512) the ninth slice of q is zero and meets the first slice of K. */
 	const uint64_t rope = p.slices == QK_SLICES ? DESC(V_SLICES * SLICE_BYTES) : 0;
-	bool tell = false, splits_known = false, tiles_free = false;
-	int turned = 0;
+	enum { BUSY, TILES_DONE, UNTOLD } end_of_part = BUSY; /* UNTOLD: and others wait for the last piece */
 	for (; more; more = walk_next(p, walk, pair, piece)) {
 		float o[128], m[2] = {-FLT_MAX, -FLT_MAX}, l[2] = {0, 0};
 		bool poisoned = false;
@@ -213,15 +212,12 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		for (int i = 0; i < 128; i++)
 			o[i] = 0;
 		const struct bounds see = piece_bounds(p, piece);
-		turned ^= 1;
-		if (threadIdx.x < ROWS)
-			row_ends[turned][threadIdx.x] = row_end(p, piece, kv_head, row_tile, threadIdx.x);
 		const int begin = __shfl_sync(0xffffffff, piece.begin, 0),
 		          end = __shfl_sync(0xffffffff, piece.end, 0); /* uniform */
 		if (begin < end && tiles == 0) {                       /* nothing to overlap with: by all */
 			copy_q<ROWS, 256>(p, piece, kv_head, row_tile, q_tile, threadIdx.x);
 			fence_async_proxy();
-			named_barrier(Q_COPIED, 256);
+			named_barrier(FIRST_READY, 288); /* and the q loader knows the splits */
 		} else if (begin < end) {
 			mbar_wait(smem_addr(&bar_q_full), turns >> 2 & 1);
 			turns ^= 4;
@@ -327,7 +323,6 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		const bool last_piece = !walk_goes_on(walk);
 		if (last_piece)
 			named_barrier_arrive(TILES_FREE, SEESAW_THREADS);
-		tiles_free = last_piece;
 
 		/* The piece's result: normalised rows to out or to the partial slot.  One thread settles a row. */
 		const float poison = __any_sync(0xffffffff, poisoned) ? NAN : 0.0f; /* reaches every row with its sum */
@@ -343,16 +338,16 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		}
 		named_barrier(ROWS_SUMMED, 256);
 		if (threadIdx.x < ROWS)
-			row_max[threadIdx.x] =
-			    settle_row(p, piece, row_ends[turned][threadIdx.x], row_max[threadIdx.x],
-			               row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], &row_norm[threadIdx.x]);
+			row_max[threadIdx.x] = settle_row(p, piece, kv_head, row_tile, threadIdx.x, row_max[threadIdx.x],
+			                                  row_sum[0][threadIdx.x] + row_sum[1][threadIdx.x], &row_norm[threadIdx.x],
+			                                  &row_ptr[threadIdx.x]);
 		named_barrier(ROWS_SETTLED, 256);
-		tell = piece.slot >= 0 && p.costs.chunk == 0;
+		const bool tell = piece.slot >= 0 && p.costs.chunk == 0;
 		float norm[2] = {row_norm[row], row_norm[row + 8]};
 #pragma unroll
 		for (int h = 0; h < 2 && tell; h++)
 			norm[h] = fit_16_bits(o + 2 * h, norm[h], (uint16_t *)&row_scales[row + 8 * h] + group);
-		uint8_t *const first_row = (uint8_t *)row_ends[turned][warp_row].out;
+		uint8_t *const first_row = (uint8_t *)row_ptr[warp_row];
 		if (tell && last_piece) { /* q is not needed any more */
 			if (first_row)        /* else none of the warp's rows is one */
 				store_partial(o, norm, q_tile + warp * STAGE_BYTES, first_row + group * D_V);
@@ -360,11 +355,12 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 #pragma unroll
 			for (int h = 0; h < 2; h++)
 				KERNEL_FN(store_row)
-			(p, tell, piece.slot >= 0 && !tell, row_ends[turned][row + 8 * h].out, norm[h], group, o + 2 * h);
+			(p, tell, piece.slot >= 0 && !tell, row_ptr[row + 8 * h], norm[h], group, o + 2 * h);
 		}
-		if (tell && !last_piece) {
-			named_barrier(splits_known ? ROWS_SUMMED : SPLITS_FOUND, splits_known ? 256 : 288);
-			splits_known = true;
+		if (last_piece) {
+			end_of_part = tell ? UNTOLD : TILES_DONE;
+		} else if (tell) {
+			named_barrier(ROWS_SUMMED, 256);
 			if (warp == 0) {
 				uint64_t was[MAX_ENTRIES / 32];
 				announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max,
@@ -372,18 +368,20 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 				adopt(schedule, piece.slot & 1, was);
 			}
 			named_barrier(ROWS_SETTLED, 256); /* an empty piece has no other before it writes row_max */
-			tell = false;
 		}
 	}
-	if (!tiles_free)
+	if (end_of_part == BUSY) /* the last pieces have no rows here */
 		named_barrier_arrive(TILES_FREE, SEESAW_THREADS);
 	if (p.cluster > 1)
 		cluster_arrive(); /* done with the peer's barriers */
 
 	/* The last piece is told here.  Then this CTA's shares of the split requests at its part's borders, over the tiles. */
 	uint64_t was[MAX_ENTRIES / 32] = {0};
-	named_barrier(splits_known ? ROWS_SETTLED : SPLITS_FOUND, splits_known ? 256 : 288);
-	if (warp == 7 && tell)
+	if (tiles == 0)
+		named_barrier(FIRST_READY, 288);
+	else
+		named_barrier(ROWS_SETTLED, 256);
+	if (warp == 7 && end_of_part == UNTOLD)
 		announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, row_scales, was);
 	gather_all<PACK, 8, SEESAW_THREADS>(p, schedule, part, kv_head, row_tile, was, piece.slot & 1, -1, threadIdx.x,
 	                                    kv_tile, 2 * TILE_BYTES);

@@ -14,8 +14,8 @@
  * from it. */
 enum { LEFT, RIGHT, ROPE, BARS };
 
-/* Named barriers between the warpgroups; 1 and 2 are their own. */
-enum { ROWS_SUMMED = 3, ROWS_SETTLED, Q_COPIED, SPLITS_FOUND };
+/* Named barriers between the warpgroups; 1 and 2 are their own.  FIRST_READY: the first q, and what find_splits finds. */
+enum { ROWS_SUMMED = 3, ROWS_SETTLED, FIRST_READY };
 
 /* The two tile slots of a CTA, as its producers see them. */
 struct slots {
@@ -43,8 +43,8 @@ DEV struct share share_of(const struct decode_params &p, const struct kv_maps &m
 	share.mine = share.half * rank;
 	share.rank = rank;
 	share.in_turn = bar == ROPE && p.cluster > 1;
-	share.map = bar == ROPE ? &maps.slice : &maps.group;
-	share.policy = l2_evict_first(); /* also when a second row tile reads the page: +2 % */
+	share.map = &maps.group + (bar == ROPE); /* slice lies behind group; a choice of two addresses costs a spill */
+	share.policy = l2_evict_first();         /* also when a second row tile reads the page: +2 % */
 	return share;
 }
 

@@ -224,8 +224,11 @@ DEV void copy_q(const struct decode_params &p, const struct piece &piece, int kv
 		const int global = row_tile * ROWS + row, s = global < p.group ? 0 : global / p.group;
 		const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h + 8 * column;
 		uint8_t *const to = dst + swizzled(row, column);
-		const bool valid = row < rows;
-		if (valid && p.q_aligned) {
+		if (row >= rows) {
+#pragma unroll
+			for (int slice = 0; slice < QK_SLICES; slice++)
+				*(uint4 *)(to + slice * ROWS * 128) = make_uint4(0, 0, 0, 0);
+		} else if (p.q_aligned) {
 #pragma unroll
 			for (int slice = 0; slice < V_SLICES; slice++)
 				copy_async_16(smem_addr(to) + slice * ROWS * 128, from + 64 * slice);
@@ -237,7 +240,7 @@ DEV void copy_q(const struct decode_params &p, const struct piece &piece, int kv
 #pragma unroll 1
 			for (int i = 0; i < QK_SLICES * 8; i++)
 				((uint16_t *)(to + (i >> 3) * ROWS * 128))[i & 7] =
-				    valid && (i >> 3) < p.slices ? from[(i >> 3) * 64 + (i & 7)] : (uint16_t)0;
+				    (i >> 3) < p.slices ? from[(i >> 3) * 64 + (i & 7)] : (uint16_t)0;
 		}
 	}
 	copy_async_wait();
@@ -346,11 +349,14 @@ DEV float add_four(const float *x)
 	return v.x + v.y + v.z + v.w;
 }
 
-/* All of it, by one thread; the sum of a poisoned row is NaN.  *norm: by what to multiply the row.  Returns the lse. */
-DEV float settle_row(const struct decode_params &p, const struct piece &piece, const struct row_end &e, float max,
-                     float sum, float *norm)
+/* All of it, by one thread; the sum of a poisoned row is NaN.  *ptr: where the row goes (NULL: nowhere), *norm: by what
+ * to multiply it.  Returns the lse. */
+DEV float settle_row(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, int tile_row,
+                     float max, float sum, float *norm, void **ptr)
 {
+	const struct row_end e = row_end(p, piece, kv_head, row_tile, tile_row);
 	const float lse2 = row_lse(max, sum, false);
+	*ptr = e.out;
 	*norm = row_scale(sum, false) * sink_factor(e.sink, lse2);
 	store_lse(p, piece, e, lse2);
 	return lse2;
