@@ -196,8 +196,8 @@ DEV bool await_pieces(const struct decode_params &p, const struct split &u, cons
 }
 
 /* By one thread: leaves the share to the CTA of a piece that is missing; false: none is missing any more. */
-DEV bool hand_over(const struct decode_params &p, const struct split &u, const struct merge_share &a,
-                   const struct room &room)
+DEV bool leave_share(const struct decode_params &p, const struct split &u, const struct merge_share &a,
+                     const struct room &room)
 {
 	const struct word128 mark = {0, ADOPTED};
 #pragma unroll 1
@@ -312,7 +312,7 @@ DEV void watch_share(const struct decode_params &p, const struct split &u, const
 	bool given = false;
 	while (barrier_or(WATCHERS_ONLY, WATCHERS, !await_pieces(p, u, a, next, room, bar))) {
 		if (watcher == 0)
-			*handed = hand_over(p, u, a, room);
+			*handed = leave_share(p, u, a, room);
 		named_barrier(WATCHERS_ONLY, WATCHERS);
 		given = *handed;
 		named_barrier(WATCHERS_ONLY, WATCHERS);
