@@ -2,7 +2,7 @@
  *
  * What must hold between two runs of one backend, whatever the right answer is: the same call twice gives the same
  * bits; where pages lie changes nothing; in batch-invariant mode a request alone gives the bits that it gives in a
- * batch, on any number of threads; no memory is allocated inside fmla_decode. */
+ * batch, on any number of threads; no memory is allocated inside fmla_decode, and the caller's arithmetic is as before. */
 #include "harness.h"
 
 #include "close.h"
@@ -119,6 +119,19 @@ static void no_allocation(const struct subject *s, fmla_ctx *ctx)
 		guarded_free(d.args.workspace, bytes);
 		data_free(&d);
 	}
+}
+
+/* Kernels may compute with denormal results as zeros; their caller does not. */
+static void arithmetic_kept(const struct subject *s, fmla_ctx *ctx)
+{
+	struct data d;
+	make_data(&d, "b=2 s_k=100 h_q=20");
+	struct result r = decode(&d, ctx);
+	volatile float smallest = 0x1p-126f;
+	if (smallest * 0.5f == 0)
+		fail_msg("%s: after fmla_decode denormal results are zeros", s->name);
+	result_free(&r);
+	data_free(&d);
 }
 
 static void same_twice(const struct subject *s, fmla_ctx *ctx)
@@ -246,6 +259,33 @@ static void closed_forms(const struct subject *s, fmla_ctx *ctx)
 	data_free(&d);
 }
 
+/* Scores up to the range of fp32: all weight is on the key with the largest one. */
+static void huge_scores(const struct subject *s, fmla_ctx *ctx)
+{
+	enum { TOP = 77, BOTTOM = 100 };
+	struct data d;
+	make_data(&d, "s_k=130 h_q=20");
+	struct data_tensor *q = &d.tensors[DATA_Q], *kv = &d.tensors[DATA_KV];
+	const int32_t *table = (const int32_t *)(void *)d.tensors[DATA_TABLE].host;
+	for (size_t i = 0; i < q->bytes / 2; i++)
+		value_set(q->t.dtype, q->host, (int64_t)i, i % 576 == 512 ? 1.f : 0.f);
+	for (int t = 0; t < 130; t++)
+		value_set(kv->t.dtype, kv->host, (table[t / 64] * 64 + t % 64) * 576 + 512,
+		          t == TOP      ? 1
+		          : t == BOTTOM ? -1
+		                        : 0.5f);
+	for (int sign = -1; sign <= 1; sign += 2) {
+		const int t = sign > 0 ? TOP : BOTTOM, at = (table[t / 64] * 64 + t % 64) * 576;
+		d.args.softmax_scale = sign * 3.3e38;
+		struct result r = decode(&d, ctx);
+		for (int64_t i = 0; i < r.tokens * r.h_q * 512; i++)
+			if (r.out[i] != value_get(kv->t.dtype, kv->host, at + i % 512))
+				fail_msg("%s: scale %g: out[%d] is %g", s->name, sign * 3.3e38, (int)i, r.out[i]);
+		result_free(&r);
+	}
+	data_free(&d);
+}
+
 static void test_no_allocation(void **state)
 {
 	(void)state;
@@ -256,6 +296,12 @@ static void test_same_twice(void **state)
 {
 	(void)state;
 	for_each_subject(same_twice);
+}
+
+static void test_arithmetic_kept(void **state)
+{
+	(void)state;
+	for_each_subject(arithmetic_kept);
 }
 
 static void test_permuted_pages(void **state)
@@ -276,14 +322,21 @@ static void test_closed_forms(void **state)
 	for_each_subject(closed_forms);
 }
 
+static void test_huge_scores(void **state)
+{
+	(void)state;
+	for_each_subject(huge_scores);
+}
+
 int main(void)
 {
 	char missing[64];
 	num_subjects = subjects_here(subjects, missing, sizeof(missing));
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_no_allocation),  cmocka_unit_test(test_same_twice),
-	    cmocka_unit_test(test_permuted_pages), cmocka_unit_test(test_batch_invariance),
-	    cmocka_unit_test(test_closed_forms),
+	    cmocka_unit_test(test_no_allocation),    cmocka_unit_test(test_arithmetic_kept),
+	    cmocka_unit_test(test_same_twice),       cmocka_unit_test(test_permuted_pages),
+	    cmocka_unit_test(test_batch_invariance), cmocka_unit_test(test_closed_forms),
+	    cmocka_unit_test(test_huge_scores),
 	};
 	return cmocka_run_group_tests_name("properties", tests, NULL, NULL) != 0;
 }

@@ -32,28 +32,31 @@ struct tile_config {
 	uint8_t rows[16];
 } __attribute__((packed, aligned(64)));
 
-/* All eight tiles 16 rows of 64 bytes.  Tile state is the caller's to save in the psABI: configure on entry, release on
- * exit. */
-AMX_INLINE void amx_begin(void)
+/* All eight tiles 16 rows of 64 bytes; denormal results are zeros.  Tile state is the caller's to save in the psABI:
+ * configure on entry, release on exit.  Returns what amx_end restores. */
+AMX_INLINE unsigned amx_begin(void)
 {
+	const unsigned mxcsr = _mm_getcsr();
 	struct tile_config c = {.palette = 1};
 	for (int i = 0; i < 8; i++) {
 		c.bytes_per_row[i] = 64;
 		c.rows[i] = 16;
 	}
 	__asm__ volatile("ldtilecfg %0" ::"m"(c) : "memory");
+	_mm_setcsr(mxcsr | _MM_FLUSH_ZERO_ON);
+	return mxcsr;
 }
 
-AMX_INLINE void amx_end(void)
+AMX_INLINE void amx_end(unsigned mxcsr)
 {
+	_mm_setcsr(mxcsr);
 	__asm__ volatile("tilerelease" ::: "memory");
 }
 
-/* 2^x, relative error 1.5e-7.  Lanes below -125 become 0 by the mask: a denormal result costs a microcode assist, 50
- * times the instruction, and real attention is full of them. */
+/* 2^x, relative error 1.5e-7.  For code between amx_begin and amx_end, where denormal results are zeros: each would
+ * cost a microcode assist, 50 times the instruction, and real attention is full of them. */
 AMX_INLINE __m512 exp2_ps(__m512 x)
 {
-	const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.f), _CMP_NLT_UQ);
 	const __m512 f = _mm512_reduce_ps(x, 0x01); /* x - floor(x) */
 	__m512 p = _mm512_set1_ps(1.8775767e-3f);
 	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.9893397e-3f));
@@ -61,7 +64,7 @@ AMX_INLINE __m512 exp2_ps(__m512 x)
 	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4015361e-1f));
 	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9315308e-1f));
 	p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9999994e-1f));
-	return _mm512_maskz_scalef_ps(normal, p, x);
+	return _mm512_scalef_ps(p, x);
 }
 
 /* Transposes 16 x 16 dwords in place, in three parts that other work may come between. */

@@ -17,28 +17,28 @@
 
 /* ---- S^T = K Q^T --------------------------------------------------------------------------------------------- */
 
-/* Slice 0 .. 15 of the softmax of 64 keys. */
+/* Slice 0 .. 13 of the softmax of 64 keys.  Its registers lie in memory between the calls, so hi and lo are transposed
+ * in one go each. */
+enum { FEW_SLICES = 7 };
+
 AMX_FN __attribute__((noinline)) void few_soft(struct amx *a, struct soft_registers *r, int slice)
 {
-	const struct soft *f = &a->soft[slice / SLICES];
-	switch (slice % SLICES) {
+	const struct soft *f = &a->soft[slice / FEW_SLICES];
+	switch (slice % FEW_SLICES) {
 	case 0:
-		soft_slice(a, f, r, 0, 1);
-		return;
-	case 1:
-	case 2:
-	case 3:
-	case 4:
-		soft_exp8(f, r, (slice % SLICES - 1) * 8, 1);
+		soft_begin(a, f, r);
 		return;
 	case 5:
-		soft_slice(a, f, r, 5, 1);
+		soft_end(a, f, r);
+		if (!r->done)
+			soft_tile(a->p[0] + f->p, r->hi);
 		return;
 	case 6:
-		soft_slice(a, f, r, 6, 1);
+		if (!r->done)
+			soft_tile(a->p[1] + f->p, r->lo);
 		return;
 	default:
-		soft_slice(a, f, r, 7, 1);
+		soft_exp8(f, r, (slice % FEW_SLICES - 1) * 8, 1);
 	}
 }
 
@@ -74,7 +74,7 @@ AMX_INLINE void few_split(const struct pass *p, unsigned char *tiles, int step, 
 AMX_INLINE void few_pass(struct amx *a, struct pass now)
 {
 	struct soft_registers r;
-	int slice = a->last.state == PASS_NONE ? 2 * SLICES : 0;
+	int slice = a->last.state == PASS_NONE ? 2 * FEW_SLICES : 0;
 	for (int group = 0; group < 4; group++)
 		few_split(&now, a->v, 0, group);
 	for (int step = 0; step < a->steps; step++) {
@@ -84,14 +84,14 @@ AMX_INLINE void few_pass(struct amx *a, struct pass now)
 		FEW_QK(1);
 		FEW_QK(2);
 		FEW_QK(3);
-		if (slice == 2 * SLICES)
+		if (slice == 2 * FEW_SLICES)
 			continue;
 		if (step == 0)
 			queue_last(a);
 		else
 			few_soft(a, &r, slice++);
 	}
-	while (slice < 2 * SLICES)
+	while (slice < 2 * FEW_SLICES)
 		few_soft(a, &r, slice++);
 	a->last = now;
 }

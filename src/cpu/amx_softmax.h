@@ -3,7 +3,8 @@
  * amx_softmax.h - from S^T to tiles of P, in slices that fit between the tile products of a pass.
  *
  * The scores of 32 keys and 16 rows stay in registers from the exponentials to the finished A tile; O, l and the P that
- * waits for PV are rescaled only when a maximum grew. */
+ * waits for PV are rescaled only when a maximum grew.  Vector work here is not hidden by the tile products, so there is
+ * little of it: no maximum is looked for while the sums of P stay small. */
 #ifndef FMLA_AMX_SOFTMAX_H
 #define FMLA_AMX_SOFTMAX_H
 
@@ -66,89 +67,153 @@ AMX_FN __attribute__((noinline)) void raise_maximum(struct amx *a, const struct 
 		rescale_o(a, tile, alpha);
 }
 
-/* The registers of one softmax between its slices. */
+/* The registers of one softmax between its slices.  P = 2^(S * by - m). */
 struct soft_registers {
-	__m512 m, l;
+	__m512 by, m, sum;
 	__m512i hi[16], lo[16]; /* pairs of keys, then rows of the A tile */
+	int done;               /* by soft_exact, which stored P */
 };
-
-/* Slice 0: the maximum.  O is only rescaled when it grew by more than MARGIN: exp(MARGIN) is far from overflow. */
-AMX_INLINE void soft_maximum(struct amx *a, const struct soft *f, struct soft_registers *r)
-{
-	const float MARGIN = 6.f;
-	__m512 top[4];
-	for (int i = 0; i < 4; i++)
-		top[i] = _mm512_load_ps(f->s + i * 16);
-	if (f->scale >= 0) {
-		for (int i = 4; i < 32; i++)
-			top[i % 4] = _mm512_max_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
-		top[0] = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
-	} else {
-		for (int i = 4; i < 32; i++)
-			top[i % 4] = _mm512_min_ps(top[i % 4], _mm512_load_ps(f->s + i * 16));
-		top[0] = _mm512_min_ps(_mm512_min_ps(top[0], top[1]), _mm512_min_ps(top[2], top[3]));
-	}
-	top[0] = _mm512_mul_ps(top[0], _mm512_set1_ps(f->scale));
-	r->m = _mm512_load_ps(a->w->m + f->tile * 16);
-	const __mmask16 grew = _mm512_cmp_ps_mask(top[0], _mm512_add_ps(r->m, _mm512_set1_ps(MARGIN)), _CMP_GT_OQ);
-	if (__builtin_expect(grew != 0, 0)) {
-		raise_maximum(a, f, top[0], grew);
-		r->m = _mm512_load_ps(a->w->m + f->tile * 16);
-	}
-	r->l = _mm512_load_ps(a->w->l + f->tile * 16);
-	/* No key seen yet: all scores are -inf, and so must their differences be. */
-	r->m = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r->m, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ), r->m);
-}
-
-/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half. */
-AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int first, int fp16)
-{
-	const __m512i pair = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-	                                      21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-	const __m512 log2e = _mm512_set1_ps(1.44269504f), scale = _mm512_set1_ps(f->scale);
-#pragma GCC unroll 4
-	for (int i = first / 2; i < first / 2 + 4; i++) {
-		const float *s = f->s + i * 32;
-		const __m512 x = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s), scale, r->m), log2e));
-		const __m512 y = exp2_ps(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_load_ps(s + 16), scale, r->m), log2e));
-		r->l = _mm512_add_ps(r->l, _mm512_add_ps(x, y));
-		r->hi[i] = _mm512_permutexvar_epi16(pair, to_bf16(y, x));
-		if (fp16) {
-			const __m512 xh = (__m512)_mm512_slli_epi32(r->hi[i], 16);
-			const __m512 yh = (__m512)_mm512_and_si512(r->hi[i], _mm512_set1_epi32((int)0xffff0000));
-			r->lo[i] = _mm512_permutexvar_epi16(pair, to_bf16(_mm512_sub_ps(y, yh), _mm512_sub_ps(x, xh)));
-		}
-	}
-}
-
-/* Slices 5 to 7: the transposition to an A tile, row = query row. */
-AMX_INLINE void soft_transpose(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
-{
-	if (slice == 5)
-		_mm512_store_ps(a->w->l + f->tile * 16, r->l);
-	transpose16_part(r->hi, slice - 5);
-	if (fp16)
-		transpose16_part(r->lo, slice - 5);
-	if (slice != 7)
-		return;
-#pragma GCC unroll 16
-	for (int i = 0; i < 16; i++) {
-		_mm512_store_si512(a->p[0] + f->p + i * 64, r->hi[i]);
-		if (fp16)
-			_mm512_store_si512(a->p[1] + f->p + i * 64, r->lo[i]);
-	}
-}
 
 enum { SLICES = 8 };
 
+/* From natural to binary exponents.  What is out of proportion has no place in them: -inf (no key seen yet) and lanes
+ * whose product would overflow. */
+AMX_INLINE __mmask16 soft_units(const struct soft *f, struct soft_registers *r, __m512 m)
+{
+	const float MOST = 1e37f;
+	const __m512 log2e = _mm512_set1_ps(1.44269504f);
+	r->by = _mm512_mul_ps(_mm512_set1_ps(f->scale), log2e);
+	r->m = _mm512_mul_ps(m, log2e);
+	r->sum = _mm512_setzero_ps();
+	r->done = 0;
+	return fabsf(f->scale) < MOST ? _mm512_cmp_ps_mask(_mm512_abs_ps(m), _mm512_set1_ps(MOST), _CMP_LT_OQ) : 0;
+}
+
+/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half.  hi is rounded for bf16, cut for fp16. */
+AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int first, int fp16)
+{
+	const __m512i upper = _mm512_set1_epi32((int)0xffff0000), half = _mm512_set1_epi32(0x8000);
+#define PAIR(y, x) _mm512_ternarylogic_epi32(y, upper, _mm512_srli_epi32(x, 16), 0xea) /* y & upper | x >> 16 */
+#pragma GCC unroll 4
+	for (int i = first / 2; i < first / 2 + 4; i++) {
+		const float *s = f->s + i * 32;
+		const __m512 p = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s), r->by, r->m));
+		const __m512 q = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + 16), r->by, r->m));
+		__m512i x = _mm512_castps_si512(p), y = _mm512_castps_si512(q);
+		r->sum = _mm512_add_ps(r->sum, _mm512_add_ps(p, q));
+		if (fp16) {
+			r->hi[i] = PAIR(y, x);
+			x = _mm512_castps_si512(_mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_and_si512(x, upper))));
+			y = _mm512_castps_si512(_mm512_sub_ps(q, _mm512_castsi512_ps(_mm512_and_si512(y, upper))));
+		}
+		x = _mm512_add_epi32(x, half);
+		y = _mm512_add_epi32(y, half);
+		if (fp16)
+			r->lo[i] = PAIR(y, x);
+		else
+			r->hi[i] = PAIR(y, x);
+	}
+#undef PAIR
+}
+
+AMX_INLINE void soft_store(unsigned char *p, const __m512i *rows)
+{
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++)
+		_mm512_store_si512(p + i * 64, rows[i]);
+}
+
+/* From pairs of keys to the A tile, row = query row. */
+AMX_INLINE void soft_tile(unsigned char *p, __m512i *pairs)
+{
+	transpose16(pairs);
+	soft_store(p, pairs);
+}
+
+/* O is only rescaled when a maximum grew by more than MARGIN: exp(MARGIN) is far from overflow. */
+static const float MARGIN = 6.f, MOST_SUM = 400.f; /* < exp(MARGIN): a sum above it may hide such a growth */
+
+/* The maximum of 32 keys, scaled. */
+AMX_INLINE __m512 soft_maximum(const struct soft *f)
+{
+	__m512 top = _mm512_load_ps(f->s);
+	for (int i = 1; i < 32; i++)
+		top = f->scale >= 0 ? _mm512_max_ps(top, _mm512_load_ps(f->s + i * 16))
+		                    : _mm512_min_ps(top, _mm512_load_ps(f->s + i * 16));
+	return _mm512_mul_ps(top, _mm512_set1_ps(f->scale));
+}
+
+/* All slices at once, for any scores: the first keys of a row, and where a maximum may have grown.  Lanes for which the
+ * slices would do get what the slices would give them. */
+AMX_FN __attribute__((noinline)) void soft_exact(struct amx *a, const struct soft *f)
+{
+	float *l = a->w->l + f->tile * 16;
+	const __m512 top = soft_maximum(f);
+	__m512 m = _mm512_load_ps(a->w->m + f->tile * 16);
+	const __mmask16 grew = _mm512_cmp_ps_mask(top, _mm512_add_ps(m, _mm512_set1_ps(MARGIN)), _CMP_GT_OQ);
+	if (grew) {
+		raise_maximum(a, f, top, grew);
+		m = _mm512_load_ps(a->w->m + f->tile * 16);
+	}
+	/* No key seen yet: all scores are -inf, and so must their differences be. */
+	m = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ), m);
+	struct soft_registers r;
+	const __mmask16 far = (__mmask16)~soft_units(f, &r, m);
+	if (far) {
+		for (int i = 0; i < 32; i++) {
+			const __m512 s = _mm512_load_ps(f->s + i * 16);
+			_mm512_mask_store_ps(f->s + i * 16, far, _mm512_fmsub_ps(s, _mm512_set1_ps(f->scale), m));
+		}
+		r.by = _mm512_mask_mov_ps(r.by, far, _mm512_set1_ps(1.44269504f));
+		r.m = _mm512_mask_mov_ps(r.m, far, _mm512_setzero_ps());
+	}
+	for (int i = 0; i < 32; i += 8)
+		a->fp16 ? soft_exp8(f, &r, i, 1) : soft_exp8(f, &r, i, 0);
+	_mm512_store_ps(l, _mm512_add_ps(_mm512_load_ps(l), r.sum));
+	soft_tile(a->p[0] + f->p, r.hi);
+	if (a->fp16)
+		soft_tile(a->p[1] + f->p, r.lo);
+}
+
+AMX_INLINE void soft_begin(struct amx *a, const struct soft *f, struct soft_registers *r)
+{
+	r->done = soft_units(f, r, _mm512_load_ps(a->w->m + f->tile * 16)) != 0xffff;
+}
+
+/* The sum of P tells whether the maximum may have grown, so that it need not be looked for. */
+AMX_INLINE void soft_end(struct amx *a, const struct soft *f, struct soft_registers *r)
+{
+	float *l = a->w->l + f->tile * 16;
+	const __mmask16 small = _mm512_cmp_ps_mask(r->sum, _mm512_set1_ps(MOST_SUM), _CMP_LE_OQ);
+	if (__builtin_expect(r->done | (small != 0xffff), 0)) {
+		soft_exact(a, f);
+		r->done = 1;
+		return;
+	}
+	_mm512_store_ps(l, _mm512_add_ps(_mm512_load_ps(l), r->sum));
+}
+
+/* Slices 5 to 7: the end, between the parts of the transposition. */
 AMX_INLINE void soft_slice(struct amx *a, const struct soft *f, struct soft_registers *r, int slice, int fp16)
 {
-	if (slice == 0)
-		soft_maximum(a, f, r);
-	else if (slice < 5)
+	if (slice == 0) {
+		soft_begin(a, f, r);
+		return;
+	}
+	if (slice < 5) {
 		soft_exp8(f, r, (slice - 1) * 8, fp16);
-	else
-		soft_transpose(a, f, r, slice, fp16);
+		return;
+	}
+	if (slice == 5)
+		soft_end(a, f, r);
+	transpose16_part(r->hi, slice - 5);
+	if (fp16)
+		transpose16_part(r->lo, slice - 5);
+	if (slice == 7 && !r->done) {
+		soft_store(a->p[0] + f->p, r->hi);
+		if (fp16)
+			soft_store(a->p[1] + f->p, r->lo);
+	}
 }
 
 /* Queues S of 32 keys from `key` of block b on; hidden keys become -inf here. */

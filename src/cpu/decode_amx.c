@@ -171,7 +171,7 @@ AMX_FN void walk_amx(struct walk *w)
 		*lo = r % 16 == 0 || w->lo[r] > *lo ? w->lo[r] : *lo;
 		*hi = r % 16 == 0 || w->hi[r] < *hi ? w->hi[r] : *hi;
 	}
-	amx_begin();
+	const unsigned mxcsr = amx_begin();
 	pack_q(a);
 	if (a->fp16 && a->tiles == 1 && a->fp16_arithmetic)
 		walk_few(a);
@@ -179,7 +179,7 @@ AMX_FN void walk_amx(struct walk *w)
 		walk_fp16(a);
 	else
 		walk_bf16(a);
-	amx_end();
+	amx_end(mxcsr);
 }
 
 /* Undoes the permutation of punpck: within a panel, the lower tile holds dims 0-3, 8-11, 16-19, 24-27. */
