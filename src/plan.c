@@ -33,14 +33,15 @@ static void close_part(struct writer *w, struct border to)
 void plan_build(const struct problem *p, struct plan_costs costs, int64_t num_parts, struct part *rows,
                 int64_t num_rows, int32_t *splits)
 {
-	int64_t total = 0, longest = 0;
+	int64_t total = 0, longest = 0, shortest = INT64_MAX;
 	for (int64_t i = 0; i < p->b; i++) {
 		const struct blocks r = request_blocks(p, i);
-		total += r.end - r.begin;
-		if (r.end - r.begin > longest)
-			longest = r.end - r.begin;
+		const int64_t n = r.end - r.begin;
+		total += n;
+		longest = n > longest ? n : longest;
+		shortest = n < shortest ? n : shortest;
 	}
-	const struct plan_axis x = plan_axis(total, longest, p->b, num_parts, costs);
+	const struct plan_axis x = plan_axis(total, longest, shortest, p->b, num_parts, costs);
 	struct writer w = {.p = p, .axis = x, .rows = rows};
 
 	int64_t start = 0; /* of request i on the axis */

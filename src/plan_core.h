@@ -72,8 +72,10 @@ struct plan_axis {
 	plan_int total;  /* cost of everything                        */
 	plan_int active; /* parts with work, 1 <= active <= num_parts */
 	int32_t overhead, snap, chunk;
-	int32_t whole; /* 1: no request is split; each takes one unit of the axis */
-	struct divisor by_total, by_active;
+	/* 0: cut anywhere.  Else requests are dealt out evenly, and each takes this many units of the axis: 1, it is not
+	 * split; more, it is cut into as many equal pieces, each for a part of its own. */
+	int32_t pieces;
+	struct divisor by_total, by_active, by_pieces;
 };
 
 struct blocks {
@@ -98,10 +100,33 @@ PLAN_FN struct blocks plan_blocks(plan_int len, plan_int s_q, plan_int window)
 	return r;
 }
 
-/* The axis for `total_blocks` blocks in b requests, the longest of which has `max_blocks`.  When the requests are so
- * even that dealing them out whole costs no more than `whole` blocks over the equal share, none is split. */
-PLAN_FN struct plan_axis plan_axis(plan_int total_blocks, plan_int max_blocks, plan_int b, plan_int num_parts,
-                                   struct plan_costs c)
+/* How many pieces a request is cut into when b requests of min_blocks to max_blocks blocks are dealt out evenly, and what
+ * the costliest part costs then. */
+struct plan_deal {
+	plan_int each, pieces; /* requests a part, or pieces a request; one of them is 1 */
+	plan_int most;
+};
+
+PLAN_FN struct plan_deal plan_deal(plan_int max_blocks, plan_int min_blocks, plan_int b, plan_int num_parts,
+                                   plan_int active, plan_int overhead, struct divisor by_parts, struct plan_costs c)
+{
+	struct plan_deal d = {1, 1, max_blocks + overhead};
+	if (b > num_parts) {
+		d.each = plan_divide(b + num_parts - 1, by_parts);
+		d.most *= d.each;
+	} else if (c.even && c.chunk == 0 && b > 1 && 2 * b <= active) {
+		const plan_int pieces = plan_divide(active, plan_divisor(b));
+		if (pieces <= min_blocks) {
+			d.pieces = pieces;
+			d.most = plan_divide(max_blocks + pieces - 1, plan_divisor(pieces)) + overhead;
+		}
+	}
+	return d;
+}
+
+/* The axis for `total_blocks` blocks in b requests of min_blocks to max_blocks blocks. */
+PLAN_FN struct plan_axis plan_axis(plan_int total_blocks, plan_int max_blocks, plan_int min_blocks, plan_int b,
+                                   plan_int num_parts, struct plan_costs c)
 {
 	struct plan_axis x;
 	const struct divisor by_parts = plan_divisor(num_parts);
@@ -121,12 +146,17 @@ PLAN_FN struct plan_axis plan_axis(plan_int total_blocks, plan_int max_blocks, p
 	x.snap = (int32_t)snap;
 	x.chunk = c.chunk;
 	x.total = total_blocks + b * overhead;
-	x.whole = 0;
-	const plan_int each = plan_divide(b + num_parts - 1, by_parts); /* whole requests a part */
-	if (total_blocks > 0 && each * (max_blocks + overhead) <= plan_divide(x.total, x.by_active) + c.whole) {
-		x.whole = 1;
-		x.active = plan_divide(b + each - 1, plan_divisor(each));
-		x.total = b;
+	x.pieces = 0;
+	x.by_pieces = by_parts;
+	const struct plan_deal deal = plan_deal(max_blocks, min_blocks, b, num_parts, active, overhead, by_parts, c);
+	const plan_int more = share * c.whole_16ths / 16;
+	if (total_blocks > 0 && deal.most <= plan_divide(x.total, x.by_active) + (more > c.whole ? more : c.whole)) {
+		x.pieces = (int32_t)deal.pieces;
+		x.total = x.active = b * deal.pieces;
+		if (deal.each > 1)
+			x.active = plan_divide(b + deal.each - 1, plan_divisor(deal.each));
+		else if (deal.pieces > 1)
+			x.by_pieces = plan_divisor(deal.pieces);
 		x.by_active = plan_divisor(x.active);
 	}
 	x.by_total = plan_divisor(x.total > 0 ? x.total : 1);
@@ -136,7 +166,7 @@ PLAN_FN struct plan_axis plan_axis(plan_int total_blocks, plan_int max_blocks, p
 /* What a request takes of the axis. */
 PLAN_FN plan_int plan_cost(struct plan_axis x, struct blocks r)
 {
-	return x.whole ? 1 : x.overhead + (r.end - r.begin);
+	return x.pieces ? x.pieces : x.overhead + (r.end - r.begin);
 }
 
 /* Where border j, 0 <= j <= active, lies on the axis. */
@@ -149,13 +179,14 @@ PLAN_FN plan_int plan_position(struct plan_axis x, plan_int j)
 PLAN_FN struct border plan_cut(struct plan_axis x, plan_int at, plan_int req, plan_int S, struct blocks r)
 {
 	const plan_int n = r.end - r.begin;
-	plan_int k = x.whole ? 0 : at - S - x.overhead;
+	const plan_int snap = x.pieces ? 0 : x.snap;
+	plan_int k = x.pieces == 1 ? 0 : x.pieces ? plan_divide((at - S) * n, x.by_pieces) : at - S - x.overhead;
 	if (x.chunk > 0)
 		k = (r.begin + k) / x.chunk * x.chunk - r.begin;
 	struct border cut = {req, k};
-	if (k <= 0 || k < x.snap)
+	if (k <= 0 || k < snap)
 		cut.block = 0;
-	else if (n - k < x.snap || k >= n) {
+	else if (n - k < snap || k >= n) {
 		cut.req = req + 1;
 		cut.block = 0;
 	}
@@ -178,7 +209,12 @@ PLAN_FN struct border_range plan_inner_borders(struct plan_axis x, plan_int S, s
 {
 	const plan_int n = r.end - r.begin, near = x.snap > 1 ? x.snap : 1;
 	struct border_range in = {0, 0};
-	if (x.whole || x.total <= 0 || n < 2 * near)
+	if (x.pieces > 1) {
+		in.first = S + 1; /* a border lies at each unit */
+		in.end = S + x.pieces;
+		return in;
+	}
+	if (x.pieces || x.total <= 0 || n < 2 * near)
 		return in;
 	in.first = plan_border_at_or_after(x, S + x.overhead + near);
 	in.end = plan_border_at_or_after(x, S + x.overhead + n - near + 1);

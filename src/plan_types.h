@@ -18,11 +18,13 @@ enum {
 
 /* What a backend knows about its own costs, in blocks. */
 struct plan_costs {
-	int32_t overhead;   /* price of starting a request                                           */
-	int32_t min_blocks; /* fewest blocks worth a part of their own, >= 1                         */
-	int32_t max_snap;   /* most blocks a border may move to avoid a split                        */
-	int32_t chunk;      /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
-	int32_t whole;      /* blocks by which a part may exceed the equal share if no request is split then */
+	int32_t overhead;    /* price of starting a request                                           */
+	int32_t min_blocks;  /* fewest blocks worth a part of their own, >= 1                         */
+	int32_t max_snap;    /* most blocks a border may move to avoid a split                        */
+	int32_t chunk;       /* batch-invariant mode: borders only at multiples of this; 0: anywhere  */
+	int32_t whole;       /* blocks by which a part may exceed the equal share if requests are dealt out whole */
+	int32_t whole_16ths; /* the same in sixteenths of the share; the larger counts                */
+	int32_t even;        /* 1: so too if each request is dealt out in equal pieces, one a part    */
 };
 
 /* One row of a plan: the walk of one CTA or one thread, over blocks of BLOCK tokens, requests in order.  Starts with

@@ -34,7 +34,7 @@ static struct problem random_batch(uint64_t seed, struct plan_costs c)
 	p.window = below(seed, 4, 3) ? 0 : 1 + below(seed, 5, 3000);
 	p.causal = below(seed, 6, 2) != 0;
 	p.page = 64;
-	const int64_t kind = below(seed, 7, 8);
+	const int64_t kind = seed % 4 ? below(seed, 7, 8) : 8, even = below(seed, 9, 20000);
 	for (int64_t i = 0; i < p.b; i++) {
 		const uint64_t r = random_bits(seed, (uint64_t)(100 + i));
 		const int64_t typical[] = {0,
@@ -44,7 +44,8 @@ static struct problem random_batch(uint64_t seed, struct plan_costs c)
 		                           (int64_t)(r % 5000),
 		                           (int64_t)(r % 200000),
 		                           r % 50 ? (int64_t)(r >> 32) % 70 : 1000000,
-		                           i == p.b / 2 ? INT32_MAX : (int64_t)(r % 3)};
+		                           i == p.b / 2 ? INT32_MAX : (int64_t)(r % 3),
+		                           even + (int64_t)(r % 300)};
 		lens[i] = (int32_t)typical[kind];
 		if (c.chunk > 0 && lens[i] > c.chunk * 5000)
 			lens[i] = c.chunk * 5000; /* a walk takes a step for each chunk */
@@ -71,7 +72,9 @@ static struct plan_costs random_costs(uint64_t seed)
 	                           .min_blocks = 1 + (int32_t)below(seed, 21, 2) * (int32_t)below(seed, 22, 5),
 	                           .max_snap = (int32_t)below(seed, 23, 6),
 	                           .chunk = chunks[below(seed, 24, 6)],
-	                           .whole = 3 * (int32_t)below(seed, 25, 3)};
+	                           .whole = 3 * (int32_t)below(seed, 25, 3),
+	                           .whole_16ths = 2 * (int32_t)below(seed, 26, 2),
+	                           .even = (int32_t)below(seed, 27, 2)};
 }
 
 static int64_t count(struct blocks r)
@@ -81,13 +84,14 @@ static int64_t count(struct blocks r)
 
 static struct plan_axis axis_of(const struct problem *p, struct plan_costs c, int64_t num_parts)
 {
-	int64_t total = 0, longest = 0;
+	int64_t total = 0, longest = 0, shortest = INT64_MAX;
 	for (int64_t i = 0; i < p->b; i++) {
 		const int64_t n = count(request_blocks(p, i));
 		total += n;
 		longest = n > longest ? n : longest;
+		shortest = n < shortest ? n : shortest;
 	}
-	const struct plan_axis x = plan_axis(total, longest, p->b, num_parts, c);
+	const struct plan_axis x = plan_axis(total, longest, shortest, p->b, num_parts, c);
 	starts[0] = 0;
 	for (int64_t i = 0; i < p->b; i++)
 		starts[i + 1] = starts[i] + plan_cost(x, request_blocks(p, i));
@@ -95,16 +99,18 @@ static struct plan_axis axis_of(const struct problem *p, struct plan_costs c, in
 }
 
 /* Most blocks and starts that a part may cost.  Cut anywhere: an equal share of the axis, but for borders that moved by
- * less than snap, or over one start.  Dealt out whole: the same equal share and c.whole blocks. */
+ * less than snap, or over one start.  Dealt out evenly: the same equal share and c.whole blocks or c.whole_16ths / 16. */
 static int64_t cost_limit(const struct problem *p, struct plan_costs c, struct plan_axis x, int64_t num_parts)
 {
-	if (!x.whole)
+	if (!x.pieces)
 		return (x.total + x.active - 1) / x.active + x.overhead + 2 * x.snap;
 	int64_t total = 0, parts;
 	for (int64_t i = 0; i < p->b; i++)
 		total += count(request_blocks(p, i));
 	parts = total / c.min_blocks < num_parts ? total / c.min_blocks : num_parts;
-	return (total + p->b * x.overhead) / (parts > 1 ? parts : 1) + c.whole;
+	parts = parts > 1 ? parts : 1;
+	const int64_t more = total / parts * c.whole_16ths / 16;
+	return (total + p->b * x.overhead) / parts + (more > c.whole ? more : c.whole);
 }
 
 /* ---- the walk over all parts ------------------------------------------------------------------------------------ */
@@ -161,7 +167,9 @@ static void check_walk(const struct problem *p, struct plan_costs c, struct plan
 		if (c.chunk == 0) {
 			assert_int_equal(pieces > 0, j < x.active && p->b > 0); /* no part is empty */
 			assert_true(cost <= cost_limit(p, c, x, num_parts));
-			assert_true(!x.whole || rows[j].begin_req == PLAN_IDLE || (!rows[j].first_split && !rows[j].last_split));
+			assert_true(x.pieces != 1 || rows[j].begin_req == PLAN_IDLE ||
+			            (!rows[j].first_split && !rows[j].last_split));
+			assert_true(x.pieces < 2 || pieces == (j < x.active));
 		}
 	}
 	assert_int_equal(req, p->b);
@@ -246,13 +254,16 @@ static void check_pieces(const struct problem *p, struct plan_costs c, int64_t n
 static void test_promises(void **state)
 {
 	(void)state;
+	int whole = 0, evenly = 0;
 	for (uint64_t seed = 1; seed <= ROUNDS; seed++) {
 		const struct plan_costs c = random_costs(seed);
 		const struct problem p = random_batch(seed, c);
 		const int64_t num_parts = 1 + below(seed, 30, seed % 5 ? 20 : MAX_PARTS);
 		const struct plan_axis x = axis_of(&p, c, num_parts);
 		assert_true(x.active >= 1 && x.active <= num_parts);
-		assert_true(x.whole || x.total / x.active >= x.overhead + 2 * x.snap);
+		assert_true(x.pieces || x.total / x.active >= x.overhead + 2 * x.snap);
+		whole += x.pieces == 1;
+		evenly += x.pieces > 1;
 		plan_build(&p, c, num_parts, rows, num_parts + 3, splits);
 		check_walk(&p, c, x, num_parts);
 		check_alone(&p, x);
@@ -260,6 +271,8 @@ static void test_promises(void **state)
 		for (int64_t j = num_parts; j < num_parts + 3; j++)
 			assert_int_equal(rows[j].begin_req, PLAN_IDLE);
 	}
+	print_message("of %d batches %d dealt out whole, %d in equal pieces\n", ROUNDS, whole, evenly);
+	assert_true(whole > ROUNDS / 50 && evenly > ROUNDS / 200);
 }
 
 /* plan_fits knows its own plans, padded or not, and nothing else. */

@@ -263,7 +263,9 @@ static struct decode_params params_of(struct fmla_ctx *ctx, const struct problem
 	              .min_blocks = 1,
 	              .max_snap = MAX_SNAP_BLOCKS,
 	              .chunk = p->batch_invariant ? CHUNK_BLOCKS : 0,
-	              .whole = WHOLE_BLOCKS},
+	              .whole = WHOLE_BLOCKS,
+	              .whole_16ths = row_tiles(p) == 1, /* memory is the limit, and 15 of 16 SMs are enough for it */
+	              .even = 1},
 	    .max_chunks = (int32_t)max_chunks(p),
 	    .arrivals = (struct word128 *)(void *)(workspace + at.arrivals),
 	    .arrival_width = (int32_t)arrival_width(ctx, p),

@@ -72,8 +72,9 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 #pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
 				const int slot = tiles & 1;
+				const struct tile_place at = tile_place(p, piece, block);
 				mbar_wait(smem_addr(&bar_empty[slot]), (tiles >> 1 & 1) ^ 1);
-				load_tile(p, &map, piece, block, kv_head, smem_addr(kv_tile + slot * TILE_BYTES),
+				load_tile(p, &map, piece, block, at, kv_head, smem_addr(kv_tile + slot * TILE_BYTES),
 				          smem_addr(&bar_full[slot][0]), &bad_tile[slot], policy);
 			}
 		}

@@ -30,16 +30,18 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
 
 	/* 1. The axis, and where this thread's requests begin on it. */
 	int64_t mine = 0, total, ignored;
-	int32_t longest = 0, unused;
+	int32_t longest = 0, shortest = INT32_MAX, unused;
 	for (int i = first; i < end; i++) {
 		const struct blocks r = wide_blocks(p, i);
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
+		shortest = min(shortest, (int)(r.end - r.begin));
 	}
 	const int64_t before = block_scan(warp_sum, warp_max, mine, longest, &total, &longest);
-	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
+	block_scan(warp_sum, warp_max, 0, -shortest, &ignored, &shortest);
+	const struct plan_axis axis = plan_axis(total, longest, -shortest, p.b, p.num_parts, p.costs);
 	const int active = (int)axis.active;
-	int64_t start = axis.whole ? first : before + (int64_t)first * axis.overhead;
+	int64_t start = axis.pieces ? (int64_t)first * axis.pieces : before + (int64_t)first * axis.overhead;
 
 	/* 2. The borders that lie in this thread's requests, and how many pieces those requests have. */
 	int64_t pieces = 0;

@@ -99,23 +99,36 @@ DEV struct boxes find_boxes(const struct decode_params &p, const struct piece &p
 	return b;
 }
 
+/* Where a tile lies when one page holds it.  Looked up, unchecked, before the tile's slot is free. */
+struct tile_place {
+	int page, row;
+};
+
+DEV struct tile_place tile_place(const struct decode_params &p, const struct piece &piece, int block)
+{
+	const int first = block * BLOCK, entry = token_page(p, first);
+	struct tile_place at = {0, first - entry * p.page};
+	if (p.box_slices == GROUP_SLICES)
+		at.page = p.block_table[(int64_t)piece.req * p.table_stride + entry];
+	return at;
+}
+
 /* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
  * A page index out of range is not loaded; *bad_tile tells whether there was one. */
 DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
-                   int kv_head, uint32_t dst, uint32_t full, int *bad_tile, uint64_t policy)
+                   const struct tile_place &at, int kv_head, uint32_t dst, uint32_t full, int *bad_tile,
+                   uint64_t policy)
 {
 	const int lane = threadIdx.x & 31;
 	if (p.box_slices == GROUP_SLICES) { /* one page holds the tile: a box is a group of slices */
-		const int first = block * BLOCK, entry = token_page(p, first);
-		const int page = p.block_table[(int64_t)piece.req * p.table_stride + entry];
-		const bool good = (unsigned)page < (unsigned)p.num_pages;
+		const bool good = (unsigned)at.page < (unsigned)p.num_pages;
 		if (lane == 0) /* before its arrival on group 0, which publishes it */
 			*bad_tile = !good;
 		__syncwarp();
 		if (lane < GROUPS) { /* all bytes of a box count, also where it is clipped at the end of a row without rope */
 			if (good)
-				tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, first - entry * p.page,
-				            lane * GROUP_SLICES, kv_head, page, policy);
+				tma_load_5d(dst + lane * GROUP_SLICES * SLICE_BYTES, map, full + 8 * lane, 0, at.row,
+				            lane * GROUP_SLICES, kv_head, at.page, policy);
 			mbar_expect_tx(full + 8 * lane, good ? GROUP_SLICES * SLICE_BYTES : 0);
 		}
 		return;

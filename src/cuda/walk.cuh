@@ -172,13 +172,14 @@ struct place {
 };
 
 template <int EACH>
-DEV struct place locate(int at, const struct narrow::blocks (&r)[EACH], int overhead, int S, int first, int b)
+DEV struct place locate(const struct narrow::plan_axis &axis, int at, const struct narrow::blocks (&r)[EACH], int S,
+                        int first, int b)
 {
 	struct place here = {first, S, r[0]};
 	bool mine = false;
 #pragma unroll
 	for (int k = 0; k < EACH; k++) {
-		const int cost = first + k < b ? r[k].end - r[k].begin + overhead : 0;
+		const int cost = first + k < b ? narrow::plan_cost(axis, r[k]) : 0;
 		if (at >= S && at < S + cost) {
 			here.req = first + k;
 			here.S = S;
@@ -203,13 +204,14 @@ DEV struct part_borders borders_from(const struct decode_params &p, int part,
 {
 	const int lane = threadIdx.x & 31, first = lane * each, limit = min(first + each, p.b);
 	struct narrow::blocks r[EACH];
-	int mine = 0, longest = 0;
+	int mine = 0, longest = 0, shortest = INT32_MAX;
 #pragma unroll
 	for (int k = 0; k < EACH; k++) {
 		r[k] = narrow::plan_blocks(requests.len[k], requests.tokens[k], p.window);
 		const int n = first + k < limit ? r[k].end - r[k].begin : 0;
 		mine += n;
 		longest = max(longest, n);
+		shortest = first + k < limit ? min(shortest, n) : shortest;
 	}
 	int before = mine;
 #pragma unroll
@@ -218,25 +220,26 @@ DEV struct part_borders borders_from(const struct decode_params &p, int part,
 		before += lane >= d ? left : 0;
 	}
 	longest = __reduce_max_sync(0xffffffff, longest);
+	shortest = __reduce_min_sync(0xffffffff, shortest);
 	const int total = __shfl_sync(0xffffffff, before, 31);
-	axis = narrow::plan_axis(total, longest, p.b, p.num_parts, p.costs);
+	axis = narrow::plan_axis(total, longest, shortest, p.b, p.num_parts, p.costs);
 	struct part_borders b = {{part < axis.active ? 0 : PLAN_IDLE, 0}, {p.b, 0}};
 	if (part >= axis.active)
 		return b;
 	const int begin = narrow::plan_position(axis, part), end = narrow::plan_position(axis, part + 1);
-	if (axis.whole) { /* a unit of the axis is a request */
+	if (axis.pieces == 1) { /* a unit of the axis is a request */
 		b.begin.req = begin;
 		b.end.req = end;
 		return b;
 	}
-	const int S = before - mine + first * axis.overhead;
+	const int S = axis.pieces ? first * axis.pieces : before - mine + first * axis.overhead;
 	if (part > 0) {
-		const struct place at = locate(begin, r, axis.overhead, S, first, limit);
+		const struct place at = locate(axis, begin, r, S, first, limit);
 		b.begin = narrow::plan_cut(axis, begin, at.req, at.S, at.r);
 		start[0] = at.S;
 	}
 	if (part + 1 < axis.active) {
-		const struct place at = locate(end, r, axis.overhead, S, first, limit);
+		const struct place at = locate(axis, end, r, S, first, limit);
 		b.end = narrow::plan_cut(axis, end, at.req, at.S, at.r);
 		start[1] = at.S;
 	}
@@ -328,17 +331,19 @@ DEV void set_borders(struct plan_axis axis, int part, int64_t begin, int64_t end
 DEV bool start_in_block(const struct decode_params &p, int part, int row_tile, int finder, struct schedule &sh,
                         struct walk &walk, struct piece &piece)
 {
-	int64_t mine = 0, total;
-	int32_t longest = 0;
+	int64_t mine = 0, total, none_more;
+	int32_t longest = 0, shortest = INT32_MAX;
 	grid_wait();
 #pragma unroll 1
 	for (int i = threadIdx.x; i < p.b; i += blockDim.x) {
 		const struct blocks r = wide_blocks(p, i);
 		mine += r.end - r.begin;
 		longest = max(longest, (int)(r.end - r.begin));
+		shortest = min(shortest, (int)(r.end - r.begin));
 	}
 	block_scan(sh.sum, sh.max, mine, longest, &total, &longest);
-	const struct plan_axis axis = plan_axis(total, longest, p.b, p.num_parts, p.costs);
+	block_scan(sh.sum, sh.max, 0, -shortest, &none_more, &shortest);
+	const struct plan_axis axis = plan_axis(total, longest, -shortest, p.b, p.num_parts, p.costs);
 	const bool idle = part >= axis.active;
 	if (threadIdx.x == 0)
 		sh.borders = (struct part_borders){{idle ? PLAN_IDLE : 0, 0}, {p.b, 0}};

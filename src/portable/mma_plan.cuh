@@ -63,8 +63,8 @@ DEV void plan_part(const struct pk_shape &p, const struct mma_buffers &g, int nu
 		tops[t] = 16 * t < THREADS ? pk_top_of_16(longest + 16 * t) : 0;
 	}
 	__syncthreads(); /* the sums are there */
-	const struct plan_axis axis = plan_axis(pk_sum_of_16(sums), pk_top_of_16(tops), p.b, p.num_parts, p.costs);
-	const int64_t start = axis.whole ? first : pk_sum_before(blocks, sums, t) + (int64_t)first * axis.overhead;
+	const struct plan_axis axis = plan_axis(pk_sum_of_16(sums), pk_top_of_16(tops), 0, p.b, p.num_parts, p.costs);
+	const int64_t start = axis.pieces ? first : pk_sum_before(blocks, sums, t) + (int64_t)first * axis.overhead;
 	const int64_t position[2] = {plan_position(axis, number), plan_position(axis, number + 1)};
 	if (t == 0) { /* the ends of the axis; other borders are found by whoever has the request */
 		if (number == 0)

@@ -47,8 +47,8 @@ PK_KERNEL fmla_pk_plan(const PK_GLOBAL char *PK_RESTRICT lens_, const PK_GLOBAL 
 	PK_SYNC();
 	top = pk_top_of_16(tops);
 	const int64_t before = pk_sum_before(blocks, sums, t), total = pk_sum_of_16(sums); /* PK_ITEMS is 16 * 16 */
-	const struct plan_axis axis = plan_axis(total, top, p.b, p.num_parts, p.costs);
-	const int64_t my_start = axis.whole ? first : before + (int64_t)first * axis.overhead;
+	const struct plan_axis axis = plan_axis(total, top, 0, p.b, p.num_parts, p.costs);
+	const int64_t my_start = axis.pieces ? first : before + (int64_t)first * axis.overhead;
 
 	int64_t my_pieces = 0, at = my_start;
 	for (int i = first; i < end; i++) {

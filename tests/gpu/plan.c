@@ -21,7 +21,7 @@ static int32_t *ints(const struct data_tensor *t)
 
 struct batch {
 	int b, s_q, parts, max_len;
-	int kind; /* 0 all alike, 1 random, 2 mostly empty, 3 one giant, 4 sorted */
+	int kind; /* 0 all alike, 1 random, 2 mostly empty, 3 one giant, 4 sorted, 5 nearly alike */
 	int64_t window;
 	int ragged;
 	struct plan_costs costs;
@@ -40,8 +40,10 @@ static int32_t batch_length(const struct batch *t, int i)
 		return dice % 16 ? 0 : random;
 	case 3:
 		return i == t->b / 2 ? t->max_len : 1;
-	default:
+	case 4:
 		return (int32_t)((int64_t)t->max_len * i / t->b);
+	default:
+		return t->max_len - (int32_t)(dice % 256);
 	}
 }
 
@@ -107,12 +109,13 @@ static bool run_rows(const struct batch *t)
 		gpu_free(&gpu[i]);
 	}
 	return ok || fail("with b=%d s_q=%d parts=%d max_len=%d kind=%d window=%lld ragged=%d overhead=%d min_blocks=%d "
-	                  "max_snap=%d chunk=%d whole=%d",
+	                  "max_snap=%d chunk=%d whole=%d whole_16ths=%d even=%d",
 	                  t->b, t->s_q, t->parts, t->max_len, t->kind, (long long)t->window, t->ragged, t->costs.overhead,
-	                  t->costs.min_blocks, t->costs.max_snap, t->costs.chunk, t->costs.whole);
+	                  t->costs.min_blocks, t->costs.max_snap, t->costs.chunk, t->costs.whole, t->costs.whole_16ths,
+	                  t->costs.even);
 }
 
-enum { ROUNDS = 10 };
+enum { ROUNDS = 12 };
 
 static bool test_rows(fmla_ctx *gpu, const void *arg)
 {
@@ -127,7 +130,7 @@ static bool test_rows(fmla_ctx *gpu, const void *arg)
 			if (few && sizes[i] > 1025)
 				continue;
 			const struct batch t = {.b = sizes[i],
-			                        .kind = round % 5,
+			                        .kind = round % 6,
 			                        .s_q = 1 + PICK(3),
 			                        .parts = parts[PICK(5)],
 			                        .max_len = PICK(3) == 0 ? 1000000 : 5000,
@@ -137,7 +140,9 @@ static bool test_rows(fmla_ctx *gpu, const void *arg)
 			                                  .min_blocks = 1 + PICK(3),
 			                                  .max_snap = PICK(9),
 			                                  .chunk = PICK(4) == 0 ? 32 : 0,
-			                                  .whole = PICK(2) * 4}};
+			                                  .whole = PICK(2) * 4,
+			                                  .whole_16ths = PICK(2),
+			                                  .even = PICK(2)}};
 #undef PICK
 			if (!run_rows(&t))
 				return false;
