@@ -3,8 +3,9 @@
  * amx_pv.h - O += P V for one block of keys: panel by panel of 32 dims, unit by unit of 32 rows.
  *
  * L1       48 KiB hold the panel of V (16 KiB) and O on its way, nothing else: P passes by with tileloaddt1, O of the
- *          next pass is prefetched, the next panel is packed into the place of the one in use, strip by strip, while the
- *          last unit leaves it.
+ *          next pass is prefetched.
+ * Packing  bf16: a panel in one go, before its products: between products, its stores hold up the next tile loads.
+ *          fp16, where splitting takes longer than that: strip by strip while the last unit leaves the panel before.
  * Turn     no tile load passes a tile store whose data is not there yet, 52 clocks after its product.  Five registers
  *          take turns as C: the first C of a pass is loaded in the pass before, and a C is stored four products after
  *          its last one. */
@@ -30,19 +31,33 @@ AMX_INLINE void pack_pairs(struct amx *a, const struct block *b, int panel, int 
 {
 	const unsigned char *row = first_row(b, panel, strip, quarter);
 	const int first = strip * 16 + quarter * 4;
-	prefetch(a, SHARE_PACK);
+	const int64_t upper = a->strips * TILE;
+	unsigned char *to = a->v + first * 64;
+	if (!a->ahead.far)
+		prefetch(a, SHARE_PACK);
+	if (__builtin_expect(first * 2 + 8 > b->keys, 0)) {
+		for (int r = first; r < first + 4; r++, row += 2 * b->stride, to += 64) {
+			const __m512i x = seen_row(b, row, 2 * r), y = seen_row(b, row + b->stride, 2 * r + 1);
+			_mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
+			_mm512_store_si512(to + upper, _mm512_unpackhi_epi16(x, y));
+		}
+		return;
+	}
 #pragma GCC unroll 4
-	for (int r = first; r < first + 4; r++, row += 2 * b->stride) {
-		const __m512i x = seen_row(b, row, 2 * r), y = seen_row(b, row + b->stride, 2 * r + 1);
-		_mm512_store_si512(a->v + r * 64, _mm512_unpacklo_epi16(x, y));
-		_mm512_store_si512(a->v + r * 64 + a->strips * TILE, _mm512_unpackhi_epi16(x, y));
+	for (int r = 0; r < 4; r++, row += 2 * b->stride, to += 64) {
+		const __m512i x = _mm512_load_si512(row), y = _mm512_load_si512(row + b->stride);
+		_mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
+		_mm512_store_si512(to + upper, _mm512_unpackhi_epi16(x, y));
 	}
 }
 
 /* Out of line for the size of the unrolled passes, as the next two are. */
-AMX_FN __attribute__((noinline)) void pack_bf16(struct amx *a, const struct block *b, int panel, int strip, int quarter)
+AMX_FN __attribute__((noinline)) void pack_bf16(struct amx *a, const struct block *b, int panel)
 {
-	pack_pairs(a, b, panel, strip, quarter);
+	for (int strip = 0; strip * 32 < b->keys; strip++)
+#pragma GCC unroll 4
+		for (int quarter = 0; quarter < 4; quarter++)
+			pack_pairs(a, b, panel, strip, quarter);
 }
 
 /* fp16: to four tiles, lower dims of hi at `to`, upper ones `upper` bytes on, and lo behind both. */
@@ -86,20 +101,12 @@ AMX_INLINE void pack_fp16(struct amx *a, const struct block *b, int panel, int s
 		pack_special(b, panel, strip, quarter, a->v + strip * TILE, a->strips * TILE);
 }
 
-AMX_INLINE void pack_panel(struct amx *a, const struct block *b, int panel, int fp16)
-{
-	for (int strip = 0; strip * 32 < b->keys; strip++)
-#pragma GCC unroll 4
-		for (int quarter = 0; quarter < 4; quarter++)
-			fp16 ? pack_fp16(a, b, panel, strip, quarter) : pack_pairs(a, b, panel, strip, quarter);
-}
-
 /* A pass: one panel of one unit. */
 struct pv_pass {
 	const struct block *b;
 	unsigned char *from, *to, *next; /* C tiles of the pass before (NULL: none), this and the next one */
 	int unit, strips;
-	int pack; /* panel to pack behind this pass, or PANELS */
+	int pack; /* fp16: panel to pack behind this pass, or PANELS */
 };
 
 #define START_C(reg, p)        \
@@ -119,8 +126,8 @@ AMX_INLINE void pv_between(struct amx *a, const struct pv_pass *n, int step, int
 		_mm_prefetch((const char *)n->next + (step * 8 + q * 2) * LINE, _MM_HINT_T0);
 		_mm_prefetch((const char *)n->next + (step * 8 + q * 2 + 1) * LINE, _MM_HINT_T0);
 	}
-	if (strip >= 0 && n->pack < PANELS)
-		fp16 ? pack_fp16(a, n->b, n->pack, strip, q) : pack_bf16(a, n->b, n->pack, strip, q);
+	if (fp16 && strip >= 0 && n->pack < PANELS)
+		pack_fp16(a, n->b, n->pack, strip, q);
 }
 
 /* Two tiles of rows by two of dims.  o0 .. o3: where C of the pass before lies; x: the first C of this pass.  C of this
@@ -220,11 +227,10 @@ AMX_INLINE void pv_store_wide(unsigned char *from, int phase)
 	}
 }
 
-/* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd.  fp16: the next panel is
- * packed behind the products, strip by strip in place; for bf16, whose products take less time, after all of them. */
+/* One tile of rows by two of dims: few rows, or the last unit when the number of tiles is odd. */
 AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 {
-	const int beside = products > 1 && n->pack < PANELS;
+	const int packs = products > 1 && n->pack < PANELS;
 	START_C(0, n->to);
 	START_C(1, n->to + TILE);
 	for (int k = 0; k < n->strips; k++)
@@ -237,24 +243,25 @@ AMX_INLINE void pv_narrow(struct amx *a, const struct pv_pass *n, int products)
 			TLOAD(7, v0 + a->strips * TILE, 64);
 			TDP(1, 4, 7);
 			prefetch(a, SHARE_PV);
-			for (int quarter = product; quarter < 4 && beside && k > 0; quarter += 3)
+			for (int quarter = product; quarter < 4 && packs && k > 0; quarter += 3)
 				pack_fp16(a, n->b, n->pack, k - 1, quarter);
 		}
 	TSTORE(0, n->to);
 	TSTORE(1, n->to + TILE);
-	if (beside)
-		for (int quarter = 0; quarter < 4; quarter++)
-			pack_fp16(a, n->b, n->pack, n->strips - 1, quarter);
-	else if (n->pack < PANELS)
-		pack_panel(a, n->b, n->pack, products > 1);
+	for (int quarter = 0; quarter < 4 && packs; quarter++)
+		pack_fp16(a, n->b, n->pack, n->strips - 1, quarter);
 }
 
 AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
 {
 	struct pv_pass now = {.b = b, .strips = (b->keys + 31) / 32};
 	int phase = 0;
-	pack_panel(a, b, 0, products > 1);
-	for (int panel = 0; panel < PANELS; panel++)
+	for (int strip = 0; strip < now.strips && products > 1; strip++)
+		for (int quarter = 0; quarter < 4; quarter++)
+			pack_fp16(a, b, 0, strip, quarter);
+	for (int panel = 0; panel < PANELS; panel++) {
+		if (products == 1)
+			pack_bf16(a, b, panel);
 		for (now.unit = 0; now.unit < a->units; now.unit++) {
 			const int last = now.unit + 1 == a->units;
 			now.to = o_tiles(a, now.unit, panel);
@@ -272,6 +279,7 @@ AMX_INLINE void pv(struct amx *a, const struct block *b, int products)
 			now.from = NULL;
 			pv_narrow(a, &now, products);
 		}
+	}
 	if (now.from)
 		pv_store_wide(now.from, phase);
 	a->started = 1;

@@ -103,8 +103,8 @@ AMX_INLINE void walk_blocks(struct amx *a, int products)
 {
 	struct walk *w = a->w;
 	int side = 0, turn = 0;
-	a->ahead.whole = prefetch_shares(a, products);
 	a->ahead.far = a->tiles > 4; /* with many rows L1 has no room for what comes next */
+	a->ahead.whole = prefetch_shares(a, products);
 	for (int64_t start = w->begin; start < w->end; start += a->keys, side ^= 1) {
 		struct block *b = &a->blocks[side];
 		find_block(a, b, side, start);
