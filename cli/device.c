@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #ifdef FMLA_WITH_CUDA
 #include <cuda_runtime_api.h>
@@ -95,16 +96,29 @@ const char *device_name(int type)
 
 /* ---- any device ------------------------------------------------------------------------------------------------- */
 
+/* Large buffers lie in huge pages where the kernel gives them, as a server's cache should: with pages of 4 KiB the cpu
+ * backend spends 3 % and more on address translation. */
+static void *host_alloc(size_t bytes)
+{
+	const size_t huge = (size_t)2 << 20, unit = bytes < huge / 2 ? DEVICE_ALIGNMENT : huge;
+	const size_t rounded = (bytes + unit) / unit * unit; /* never 0 */
+	void *data = aligned_alloc(unit, rounded);
+#ifdef MADV_HUGEPAGE
+	if (data && unit == huge)
+		madvise(data, rounded, MADV_HUGEPAGE);
+#endif
+	return data;
+}
+
 void *device_alloc(int type, size_t bytes)
 {
-	const size_t rounded = (bytes + DEVICE_ALIGNMENT) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT; /* never 0 */
 	if (type == FMLA_DEVICE_CPU)
-		return aligned_alloc(DEVICE_ALIGNMENT, rounded);
+		return host_alloc(bytes);
 	if (type == FMLA_DEVICE_OPENCL)
 		return opencl_alloc(bytes > 0 ? bytes : 1); /* not rounded: oclgrind sees every access past the end */
 #ifdef FMLA_WITH_CUDA
 	void *data = NULL;
-	if (type == FMLA_DEVICE_CUDA && cudaMalloc(&data, rounded) == cudaSuccess)
+	if (type == FMLA_DEVICE_CUDA && cudaMalloc(&data, bytes > 0 ? bytes : 1) == cudaSuccess)
 		return data;
 #endif
 	return NULL;
