@@ -109,6 +109,7 @@ place block;
 /* ---- what CUDA has ------------------------------------------------------------------------------------------------ */
 
 #define DEV                  static inline
+#define COLD                 static
 #define DYNAMIC_SHARED(name) char *const name = shared_memory
 #define __global__
 #define __shared__ static
@@ -116,6 +117,8 @@ place block;
 #define __launch_bounds__(threads, ctas)
 #define threadIdx (place{(unsigned)cta.self})
 #define blockIdx  block
+
+#define __fdividef(a, b) ((a) / (b))
 
 struct float2 {
 	float x, y;
@@ -130,6 +133,11 @@ DEV float2 make_float2(float x, float y)
 DEV float4 make_float4(float x, float y, float z, float w)
 {
 	return {x, y, z, w};
+}
+
+DEV int min(int a, int b)
+{
+	return a < b ? a : b;
 }
 
 DEV void __syncthreads(void)
@@ -154,6 +162,24 @@ DEV float __shfl_xor_sync(unsigned, float x, int distance)
 	return float_from_bits(all[(cta.self % LANES) ^ distance].x[0]);
 }
 
+DEV int warp_sum(int x)
+{
+	const shown *const all = meet_warp({{(uint32_t)x}});
+	int sum = 0;
+	for (int i = 0; i < LANES; i++)
+		sum += (int)all[i].x[0];
+	return sum;
+}
+
+DEV int warp_max(int x)
+{
+	const shown *const all = meet_warp({{(uint32_t)x}});
+	int top = x;
+	for (int i = 0; i < LANES; i++)
+		top = (int)all[i].x[0] > top ? (int)all[i].x[0] : top;
+	return top;
+}
+
 /* ---- what mma.cuh has --------------------------------------------------------------------------------------------- */
 
 DEV uint32_t shared_address(const void *p)
@@ -168,6 +194,10 @@ DEV void copy_async(uint32_t to, const void *from, int bytes)
 		land(c);
 	else
 		cta.fibers[cta.self].open.push_back(c);
+}
+
+DEV void prefetch(const void *)
+{
 }
 
 DEV void copy_commit(void)
@@ -259,10 +289,21 @@ const struct mma_buffers *buffers;
 
 template <class T> void body(void)
 {
-	if (shape->fp16)
-		decode<T, true>(*shape, *buffers);
+	if (buffers->plain && shape->fp16)
+		decode<T, true, true>(*shape, *buffers);
+	else if (buffers->plain)
+		decode<T, false, true>(*shape, *buffers);
+	else if (shape->fp16)
+		decode<T, true, false>(*shape, *buffers);
 	else
-		decode<T, false>(*shape, *buffers);
+		decode<T, false, false>(*shape, *buffers);
+}
+
+void body_of_combine(void)
+{
+	combine_kernel *const kernel = shape->fp16 ? combine_of<true>(buffers->combine_team, buffers->combine_wide)
+	                                           : combine_of<false>(buffers->combine_team, buffers->combine_wide);
+	kernel(*shape, *buffers);
 }
 
 void start_fiber(void)
@@ -309,15 +350,15 @@ const char *run_cta(std::vector<fiber> &fibers, char *stacks)
 	return cta.error;
 }
 
-template <class T> const char *run(int64_t ctas)
+const char *run(void (*body)(void), int threads, int64_t ctas)
 {
 	std::vector<fiber> fibers;
-	char *const stacks = (char *)malloc((size_t)T::THREADS * STACK);
+	char *const stacks = (char *)malloc((size_t)threads * STACK);
 	const char *error = NULL;
-	cta.threads = T::THREADS;
-	cta.body = body<T>;
+	cta.threads = threads;
+	cta.body = body;
 	for (int64_t i = 0; i < ctas && !error; i++) {
-		fibers.assign((size_t)T::THREADS, fiber());
+		fibers.assign((size_t)threads, fiber());
 		cta.fibers = fibers.data();
 		block.x = (unsigned)i;
 		error = run_cta(fibers, stacks);
@@ -325,14 +366,32 @@ template <class T> const char *run(int64_t ctas)
 	free(stacks);
 	return error;
 }
-} // namespace
 
-extern "C" const char *mma_emulate(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas, int order)
+template <class T> const char *run_decode(int64_t ctas)
+{
+	return run(body<T>, T::THREADS, ctas);
+}
+
+void begin(const struct pk_shape *p, const struct mma_buffers *g, int order)
 {
 	shape = p;
 	buffers = g;
 	cta.order = order;
 	cta.random = 1;
 	cta.error = NULL;
-	return p->tile_rows == 16 ? run<tile_16>(ctas) : p->tile_rows == 32 ? run<tile_32>(ctas) : run<tile_64>(ctas);
+}
+} // namespace
+
+extern "C" const char *mma_emulate(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas, int order)
+{
+	begin(p, g, order);
+	return p->tile_rows == 16   ? run_decode<tile_16>(ctas)
+	       : p->tile_rows == 32 ? run_decode<tile_32>(ctas)
+	                            : run_decode<tile_64>(ctas);
+}
+
+extern "C" const char *mma_emulate_combine(const struct pk_shape *p, const struct mma_buffers *g, int order)
+{
+	begin(p, g, order);
+	return run(body_of_combine, 32 * COMBINE_WARPS, g->combine_ctas);
 }

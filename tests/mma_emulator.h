@@ -10,8 +10,9 @@
 extern "C" {
 #endif
 
-/* Runs `ctas` CTAs; order as enum emulator_order.  NULL, or what went wrong. */
+/* Runs `ctas` CTAs of decode (or of combine); order as enum emulator_order.  NULL, or what went wrong. */
 const char *mma_emulate(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas, int order);
+const char *mma_emulate_combine(const struct pk_shape *p, const struct mma_buffers *g, int order);
 
 #ifdef __cplusplus
 }

@@ -105,7 +105,12 @@ mutant 'mma, no barrier before a slot is filled' '__syncthreads(); /* the next t
 mutant 'mma, no barrier before P is read' 'moved = __syncthreads_or(softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg));' \
 	'moved = softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg);' mma
 mutant 'mma, no barrier in the exchange' 'barrier_of(1 + rg, 32 * T::DG);' '' mma
-mutant 'mma, a slot is filled again too early' 'start + T::SLOTS * T::KEYS, slot, page' 'start + T::SLOTS * T::KEYS, slot + T::SLOT_BYTES, page' mma
+kernel=src/portable/mma_tile.cuh
+mutant 'mma, a slot is filled again too early' 'load_tile<T, PLAIN>(p, g, sh, c, start, slot, page);' 'load_tile<T, PLAIN>(p, g, sh, c, start, slot + T::SLOT_BYTES, page);' mma
+mutant 'mma, keys past the end are read' 'start) * LINES;' 'start + 1) * LINES;' mma
+kernel=src/portable/mma_combine.cuh
+mutant 'mma, combine does not wait for the team' 'barrier_of(1 + warp / TEAM, 32 * TEAM); /* the team' '; /* the team' mma
+mutant 'mma, combine adds the team without its weights' 'add_weighed(all.x[0], values[warp + w][lane], weight)' 'add_weighed(all.x[0], values[warp + w][lane], 1)' mma
 kernel=src/portable/mma_plan.cuh
 mutant 'plan in a CTA, no barrier after the sums' '__syncthreads(); /* the sums are there' '; /*' splits
 mutant 'plan in a CTA, the list names the wrong part' 'pieces.first}' 'pieces.first + 1}' splits

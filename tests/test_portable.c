@@ -75,19 +75,21 @@ static void run_call(struct pk_call call, enum emulator_order order)
 }
 
 /* Plan, decode and combine, in a workspace of just the size that is needed. */
+static int64_t workers; /* 6: several requests a part; 40: several parts a request, many pieces for combine */
+
 static struct pk_target target_of(const struct problem *p)
 {
 	const int mma_rows = p->rows <= 16 ? 16 : p->rows <= 32 ? 32 : 64;
-	return (struct pk_target){6, decoder == MMA ? mma_rows : PK_PORTABLE_ROWS};
+	return (struct pk_target){workers, decoder == MMA ? mma_rows : PK_PORTABLE_ROWS};
 }
 
 static void run_decode(const struct problem *p, enum emulator_order order)
 {
 	const struct pk_target target = target_of(p);
 	const struct pk_call call = pk_decode_call(p, target);
-	struct mma_buffers g = pk_mma_buffers(p, &call);
+	struct mma_buffers g = pk_mma_buffers(p, target, &call);
 	if (order == ORDER_REVERSE)
-		g.plans_itself = 0; /* as for very many requests */
+		g.plans_itself = g.plain = 0; /* as for very many requests */
 	if (decoder != MMA || !g.plans_itself)
 		run_call(pk_own_plan_call(p, target), order);
 	if (decoder == MMA) {
@@ -97,8 +99,13 @@ static void run_decode(const struct problem *p, enum emulator_order order)
 	} else {
 		run_call(call, order);
 	}
-	if (pk_splits_requests(p, target))
+	if (pk_splits_requests(p, target) && decoder == MMA) {
+		const char *error = mma_emulate_combine(&call.shape.decode, &g, (int)order);
+		if (error)
+			fail_msg("combine after decode_mma: %s", error);
+	} else if (pk_splits_requests(p, target)) {
 		run_call(pk_combine_call(p, target), order);
+	}
 }
 
 /* ---- one case ------------------------------------------------------------------------------------------------------ */
@@ -152,6 +159,7 @@ static void test_case_in_order(void **state)
 	char why[256];
 	bool ok;
 	decoder = job->decoder;
+	workers = job->order == ORDER_FORWARD ? 40 : 6;
 	assert_true(case_parse(job->line, &c, why, sizeof(why)));
 	data_make(&d, &c);
 	fmla_ctx *ctx = subject_context(&(struct subject){.name = "oracle", .backend = "ref", .threads = 1});
@@ -183,6 +191,7 @@ static void test_case_in_order(void **state)
 static void test_wild_page(void **state)
 {
 	decoder = *(const enum decoder *)*state;
+	workers = 6;
 	const struct test_case c = {
 	    .b = 3, .s_q = 1, .h_q = 3, .h_kv = 1, .s_k = 300, .page = 64, .causal = 1, .dqk = 576, .peak = 5, .seed = 4};
 	for (int wild = -1; wild <= 1; wild += 2) { /* negative; past the cache */

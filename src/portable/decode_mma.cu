@@ -5,7 +5,7 @@
  * CTA       16 * RG query rows of one KV head, over the pieces of one part; RG * DG warps.  CTA number = part * tiles +
  *           tile, so that CTAs which read the same keys run side by side.
  * Tile      KEYS keys of 1152 bytes in one of SLOTS slots, filled by cp.async: while one is worked on, the others arrive.
- *           16-byte chunk c of key k lies at chunk c ^ (k & 7): ldmatrix meets no bank conflict in either direction.
+ *           16-byte chunk c of a line of key k lies at chunk c ^ swizzle: ldmatrix meets no bank conflict in either direction.
  * S         warp (rg, dg) multiplies rows 16 rg .. + 15 with every DG-th step of 16 dims, whose part of Q it keeps in
  *           registers; so Q is there once, and K is read RG times.  The DG partial sums are exchanged through shared
  *           memory in the layout in which mma leaves them; then even warps have S of the group's rows 0 - 7, odd ones of
@@ -15,180 +15,60 @@
  * Maximum   moves only when it grows by more than MARGIN (in base 2); then O is rescaled.  P <= 2^MARGIN fits fp16.
  * Phases    PV(i) | tile i + 1 is there, slot i is free | load tile i + SLOTS, S(i + 1), P(i + 1) | P is there | PV(i + 1)
  * Plan      found by the CTA itself (mma_plan.cuh), or a row of the plan kernel's for very many requests
+ * Combine   a kernel of its own (mma_combine.cuh)
  * Pieces    the first tiles of the next piece are on their way while O of this one is written. */
 #ifndef PK_EMULATE /* tests/mma_emulator.cpp */
 #include "kernels_cuda.h"
 #include "mma.cuh"
 #endif
 
+#include "mma_combine.cuh"
 #include "mma_plan.cuh"
+#include "mma_tile.cuh"
 
-enum {
-	KEY_BYTES = 2 * D_QK,
-	STEPS = D_QK / 16,       /* of 16 dims                                          */
-	LOADERS = 8,             /* threads that load a key: a 128-byte line at a time  */
-	LINES = KEY_BYTES / 128, /* of a key                                            */
-	MARGIN = 6
-};
-
-template <int rg, int dg, int keys> struct tile_of {
-	enum {
-		RG = rg,
-		DG = dg,
-		KEYS = keys,
-		WARPS = RG * DG,
-		THREADS = 32 * WARPS,
-		ROWS = 16 * RG,
-		COLUMNS = D_V / WARPS, /* of O, of a warp */
-		MY_STEPS = STEPS / DG,
-		SLOTS = 64 / KEYS,
-		SLOT_BYTES = KEYS * KEY_BYTES,
-		EACH = KEYS * LOADERS / THREADS, /* keys that a thread loads of a tile           */
-		SHARE = KEYS / 16,               /* float4 a lane of half the rows of a partial S */
-		EXCHANGE_BYTES = RG * (DG == 2 ? 1 : 2) * DG * SHARE * 32 * 16,
-		P_STRIDE = 2 * KEYS + 16, /* bytes of a row of P: no bank conflicts */
-		BYTES = SLOTS * SLOT_BYTES + EXCHANGE_BYTES + ROWS * P_STRIDE
-	};
-};
-typedef tile_of<1, 4, 16> tile_16; /* named by their rows */
-typedef tile_of<2, 2, 32> tile_32;
-typedef tile_of<4, 2, 32> tile_64;
-
-/* What the CTA's threads know of a piece. */
-struct current {
-	struct pk_piece piece;
-	const int32_t *table;  /* of the request                          */
-	int have;              /* 0: the part is done                       */
-	int first, rows;       /* of this row tile                          */
-	int start, stop;       /* keys to walk                              */
-	int all_low, all_high; /* keys that every row sees: no mask there */
-};
-
-struct small {
-	struct border cut[2]; /* before and after the part */
-	struct part part;
-	int head, tile;     /* of the CTA; read when needed, as registers are short */
-	const uint16_t *kv; /* of the CTA's head                                     */
-	struct current now, next;
-	float factor[64];      /* of the rows of O, at the end and when the maximum moves */
-	int low[64], high[64]; /* keys that a row sees                                    */
-	int64_t out_at[64];    /* where its results go, in out or partial_out            */
-	int absent;            /* a page was out of range */
-};
-
-static_assert(tile_64::BYTES + (int)sizeof(struct small) <= 99 << 10 && (int)tile_32::BYTES <= (int)tile_64::BYTES &&
-                  (int)tile_16::BYTES <= (int)tile_64::BYTES,
-              "a CTA has 99 KB on sm_86, sm_89 and sm_120");
+/* Begins c.piece, by one thread; c.have says whether it has rows in this tile. */
+DEV void begin_piece(const struct pk_shape &p, const struct mma_buffers &g, int tile, int tile_rows, struct current &c)
+{
+	c.first = tile * tile_rows;
+	const int left = c.piece.tokens * p.group - c.first;
+	c.have = left > 0;
+	if (!c.have)
+		return;
+	c.rows = left < tile_rows ? left : tile_rows;
+	const struct pk_keys top = pk_row_keys(&p, &c.piece, pk_row_token(&p, c.first));
+	const struct pk_keys end = pk_row_keys(&p, &c.piece, pk_row_token(&p, c.first + c.rows - 1));
+	const int lowest = pk_row_keys(&p, &c.piece, 0).low; /* keys before are nobody's */
+	c.start = c.piece.begin * BLOCK > lowest ? c.piece.begin * BLOCK : lowest;
+	c.stop = c.piece.end * BLOCK < c.piece.length ? c.piece.end * BLOCK : c.piece.length;
+	c.table = g.table + c.piece.req * p.table_stride;
+	c.all_low = end.low;
+	c.all_high = top.high;
+}
 
 /* The next piece with rows in this tile, by one thread. */
-DEV void next_piece(const struct pk_shape &p, const struct mma_buffers &g, int tile, int number, int tile_rows,
-                    const struct part &part, const struct current &before, struct current &c)
+COLD void next_piece(const struct pk_shape &p, const struct mma_buffers &g, int tile, int number, int tile_rows,
+                     const struct part &part, const struct current &before, struct current &c)
 {
-	struct pk_piece piece = before.piece;
+	c.piece = before.piece;
 	c.have = 0;
-	while (pk_next_piece(&p, g.lens, g.cu, &part, number, &piece)) {
-		c.first = tile * tile_rows;
-		const int left = piece.tokens * p.group - c.first;
-		if (left <= 0)
-			continue;
-		c.rows = left < tile_rows ? left : tile_rows;
-		const struct pk_keys top = pk_row_keys(&p, &piece, c.first / p.group);
-		const struct pk_keys end = pk_row_keys(&p, &piece, (c.first + c.rows - 1) / p.group);
-		const int lowest = pk_row_keys(&p, &piece, 0).low; /* keys before are nobody's */
-		c.start = piece.begin * BLOCK > lowest ? piece.begin * BLOCK : lowest;
-		c.stop = piece.end * BLOCK < piece.length ? piece.end * BLOCK : piece.length;
-		c.table = g.table + piece.req * p.table_stride;
-		c.all_low = end.low;
-		c.all_high = top.high;
-		c.have = 1;
-		break;
-	}
-	c.piece = piece;
+	while (!c.have && pk_next_piece(&p, g.lens, g.cu, &part, number, &c.piece))
+		begin_piece(p, g, tile, tile_rows, c);
 }
 
-/* The page of a thread's i-th key of the tile that begins at `start`; -1: no such key. */
+/* The part's first piece, by warp 0, where that takes no other warp: sh.runs > 0. */
 template <class T>
-DEV int find_page(const struct pk_shape &p, const struct mma_buffers &g, const struct current &c, int start, int i)
+DEV void first_piece(const struct pk_shape &p, const struct mma_buffers &g, struct small *sh, int number)
 {
-	const int key = start + (int)threadIdx.x / LOADERS + i * (T::THREADS / LOADERS);
-	const int entry = g.page_shift >= 0 ? key >> g.page_shift : key / p.page;
-	return key < c.stop ? c.table[entry] : -1;
-}
-
-/* A thread's share of a tile, whose pages it knows. */
-template <class T>
-DEV void load_tile(const struct pk_shape &p, const struct mma_buffers &g, struct small *sh, const struct current &c,
-                   int start, uint32_t slot, const int (&page)[T::EACH])
-{
-#pragma unroll
-	for (int i = 0; i < T::EACH; i++) {
-		const int row = (int)threadIdx.x / LOADERS + i * (T::THREADS / LOADERS), key = start + row;
-		const bool there = (unsigned)page[i] < (unsigned)p.num_pages;
-		const int inside = g.page_shift >= 0 ? key & (p.page - 1) : key % p.page;
-		const char *from = (const char *)(sh->kv + (there ? page[i] * p.kv_page + inside * p.kv_token : 0)) +
-		                   threadIdx.x % LOADERS * 16;
-		const uint32_t to = slot + row * KEY_BYTES + (threadIdx.x % LOADERS ^ (row & 7)) * 16;
-		if (key < c.stop && !there)
-			sh->absent = 1;
-#pragma unroll
-		for (int line = 0; line < LINES; line++)
-			copy_async(to + line * 128, from + line * 128, there && (line < LINES - 1 || p.d_qk == D_QK) ? 16 : 0);
-	}
-	copy_commit();
-}
-
-/* Fills all slots, and page[] for the tile after them.  A tile that is not there still is a group of copies, so that
- * they can be counted. */
-template <class T>
-DEV void load_first_tiles(const struct pk_shape &p, const struct mma_buffers &g, struct small *sh,
-                          const struct current &c, uint32_t slots, int (&page)[T::EACH])
-{
-	int first[T::SLOTS][T::EACH];
-#pragma unroll
-	for (int t = 0; t < T::SLOTS; t++)
-#pragma unroll
-		for (int i = 0; i < T::EACH; i++)
-			first[t][i] = find_page<T>(p, g, c, c.start + t * T::KEYS, i);
-#pragma unroll
-	for (int i = 0; i < T::EACH; i++)
-		page[i] = find_page<T>(p, g, c, c.start + T::SLOTS * T::KEYS, i);
-#pragma unroll
-	for (int t = 0; t < T::SLOTS; t++)
-		if (c.start + t * T::KEYS < c.stop)
-			load_tile<T>(p, g, sh, c, c.start + t * T::KEYS, slots + t * T::SLOT_BYTES, first[t]);
-		else
-			copy_commit();
-}
-
-DEV const uint16_t *q_row(const struct pk_shape &p, const struct mma_buffers &g, const struct current &c, int head,
-                          int r)
-{
-	/* rows past the last one repeat a row and are not written */
-	return g.q + pk_q_at(&p, g.cu, c.piece.req, head, c.first + (r < c.rows ? r : 0));
-}
-
-DEV uint32_t q_pair(const uint16_t *from, bool pairs)
-{
-	return pairs ? *(const uint32_t *)from : from[0] | (uint32_t)from[1] << 16;
-}
-
-/* The warp's part of Q: a step of 16 dims is one A operand. */
-template <class T>
-DEV void load_q(const struct pk_shape &p, const struct mma_buffers &g, const struct current &c, int head, int rg,
-                int dg, struct four (&q)[T::MY_STEPS])
-{
-	const int lane = threadIdx.x & 31;
-	const uint16_t *const upper = q_row(p, g, c, head, 16 * rg + lane / 4) + 2 * (lane & 3);
-	const uint16_t *const lower = q_row(p, g, c, head, 16 * rg + lane / 4 + 8) + 2 * (lane & 3);
-#pragma unroll
-	for (int i = 0; i < T::MY_STEPS; i++) {
-		const int d = 16 * (T::DG * i + dg);
-		const bool there = d < p.d_qk; /* d_qk 512: the rope part is zero, in Q and K */
-		q[i].x[0] = there ? q_pair(upper + d, g.q_pairs) : 0;
-		q[i].x[1] = there ? q_pair(lower + d, g.q_pairs) : 0;
-		q[i].x[2] = there ? q_pair(upper + d + 8, g.q_pairs) : 0;
-		q[i].x[3] = there ? q_pair(lower + d + 8, g.q_pairs) : 0;
-	}
+	const struct plan_axis axis = axis_of(p, g);
+	if (threadIdx.x > 0)
+		return;
+	sh->runs = axis.pieces;
+	if (!axis.pieces)
+		return;
+	sh->now.have = 0;
+	if (run_of(p, g, axis, number, sh->part, sh->now.piece))
+		begin_piece(p, g, sh->tile, T::ROWS, sh->now);
+	sh->last = sh->part.begin_req == PLAN_IDLE;
 }
 
 /* This warp's share of S = Q K^T over its dims. */
@@ -197,14 +77,14 @@ DEV void scores(const struct four (&q)[T::MY_STEPS], uint32_t slot, int dg, floa
 {
 	const int lane = threadIdx.x & 31, key = (lane >> 4) * 8 + (lane & 7);
 	/* Step DG i + dg begins at chunk 2 DG i + 2 dg: what of it lies below chunk 8 is XORed, the rest added. */
-	const uint32_t at = slot + key * KEY_BYTES, chunk = (2 * dg + (lane >> 3 & 1)) ^ (lane & 7);
+	const uint32_t at = slot + key * KEY_BYTES, chunk = 2 * dg + (lane >> 3 & 1);
 #pragma unroll
 	for (int n = 0; n < T::KEYS / 8; n++)
 		s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
 #pragma unroll
 	for (int i = 0; i < T::MY_STEPS; i++) {
 		const int first = 2 * T::DG * i;
-		const uint32_t from = at + (chunk ^ (first & 7)) * 16 + (first & ~7) * 16;
+		const uint32_t from = at + (chunk ^ (first & 7) ^ swizzle<T>(lane, first / 8)) * 16 + (first & ~7) * 16;
 #pragma unroll
 		for (int n = 0; n < T::KEYS / 8; n += 2) {
 			const struct four k = load_matrices(from + n * 8 * KEY_BYTES);
@@ -332,7 +212,6 @@ template <class T, bool FP16> DEV void values(float (&o)[T::RG][T::COLUMNS / 8][
 	const int lane = threadIdx.x & 31;
 	const uint32_t from_p = P + ((lane >> 3 & 1) * 8 + (lane & 7)) * T::P_STRIDE + (lane >> 4) * 16;
 	const uint32_t from_v = slot + ((lane >> 3 & 1) * 8 + (lane & 7)) * KEY_BYTES + warp * T::COLUMNS * 2;
-	const uint32_t chunk = (lane >> 4) ^ (lane & 7);
 #pragma unroll
 	for (int step = 0; step < T::KEYS / 16; step++) {
 		struct four p[T::RG];
@@ -341,8 +220,9 @@ template <class T, bool FP16> DEV void values(float (&o)[T::RG][T::COLUMNS / 8][
 			p[m] = load_matrices(from_p + m * 16 * T::P_STRIDE + step * 32);
 #pragma unroll
 		for (int n = 0; n < T::COLUMNS / 8; n += 2) {
-			const struct four v =
-			    load_matrices_transposed(from_v + step * 16 * KEY_BYTES + (n & ~7) * 16 + (chunk ^ (n & 7)) * 16);
+			const struct four v = load_matrices_transposed(
+			    from_v + step * 16 * KEY_BYTES + (n & ~7) * 16 +
+			    ((lane >> 4) ^ (n & 7) ^ swizzle<T>(lane, warp * T::COLUMNS / 64 + n / 8)) * 16);
 #pragma unroll
 			for (int m = 0; m < T::RG; m++) {
 				mma<FP16>(o[m][n], p[m], v.x[0], v.x[1]);
@@ -416,17 +296,34 @@ DEV void describe_row(const struct pk_shape &p, const struct mma_buffers &g, str
                       int row)
 {
 	const int r = c.first + (row < c.rows ? row : 0);
-	const struct pk_keys k = pk_row_keys(&p, &c.piece, r / p.group);
+	const struct pk_keys k = pk_row_keys(&p, &c.piece, pk_row_token(&p, r));
 	sh->low[row] = k.low;
 	sh->high[row] = k.high < c.stop ? k.high : c.stop;
 	sh->out_at[row] = c.piece.slot < 0 ? pk_out_at(&p, g.cu, c.piece.req, sh->head, r)
 	                                   : pk_partial_row(&p, c.piece.slot, sh->head, sh->tile, row) * D_V;
 }
 
-template <class T, bool FP16>
-__global__ void __launch_bounds__(T::THREADS, 1)
-    decode(const __grid_constant__ struct pk_shape p, const __grid_constant__ struct mma_buffers g)
+/* What nearly every call is (pk_mma_buffers() says when): one query token a request, one KV head, d_qk 576, no window, pages
+ * of 64, 128, ... tokens without gaps, aligned tensors.  A kernel that knows so has a third of the code before its first
+ * tile, and code that runs once costs some four clocks an instruction. */
+DEV void mma_plain(struct pk_shape &p, struct mma_buffers &g)
 {
+	p.s_q = p.h_kv = 1;
+	p.d_qk = D_QK;
+	p.has_cu = p.causal = 0; /* the last token sees all keys */
+	p.window = 0;
+	p.costs.chunk = 0;
+	g.q_pairs = g.out_pairs = g.plans_itself = 1;
+}
+
+template <class T, bool FP16, bool PLAIN>
+__global__ void __launch_bounds__(T::THREADS, 1)
+    decode(const __grid_constant__ struct pk_shape any, const __grid_constant__ struct mma_buffers any_buffers)
+{
+	struct pk_shape p = any;
+	struct mma_buffers g = any_buffers;
+	if (PLAIN)
+		mma_plain(p, g);
 	DYNAMIC_SHARED(shared);
 	__shared__ struct small sh;
 	char *const P = shared + T::SLOTS * T::SLOT_BYTES;
@@ -437,28 +334,67 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 	const int warp = threadIdx.x >> 5, rg = warp / T::DG, dg = warp % T::DG;
 	int page[T::EACH]; /* of the next tile to load, read ahead */
 	const struct current &c = sh.now, &next = sh.next;
+	const int number = blockIdx.x / tiles;
 
-	if (g.plans_itself)
-		plan_part<T::THREADS>(p, g, blockIdx.x / tiles, (int64_t *)shared, sh.cut, sh.part);
 	if (threadIdx.x == 0) {
-		if (!g.plans_itself)
-			sh.part = g.parts[blockIdx.x / tiles];
-		sh.tile = blockIdx.x % p.row_tiles;
-		sh.head = blockIdx.x % tiles / p.row_tiles;
+		const int tile = blockIdx.x - number * tiles;
+		sh.head = p.h_kv == 1 ? 0 : tile / p.row_tiles;
+		sh.tile = tile - sh.head * p.row_tiles;
+		sh.number = number;
 		sh.kv = g.kv + sh.head * p.kv_head;
-		sh.next.piece.req = -1;
-		next_piece(p, g, sh.tile, blockIdx.x / tiles, T::ROWS, sh.part, sh.next, sh.now);
-		sh.absent = 0;
+		sh.absent = sh.last = sh.runs = sh.next.have = 0;
+	}
+	struct four q[T::MY_STEPS];
+	struct guess guess = {-1, 0, 0};
+	if (PLAIN) {
+		__syncthreads(); /* sh.absent is 0 */
+		if (guess_piece(p, g, number, guess)) {
+			struct current likely;
+			likely.piece.req = guess.req;
+			likely.first = (blockIdx.x - number * tiles) * T::ROWS;
+			likely.rows = p.group - likely.first;
+			likely.start = guess.start;
+			likely.stop = guess.stop;
+			likely.table = g.table + guess.req * p.table_stride;
+			load_q<T>(p, g, likely, 0, rg, dg, q); /* behind the tiles it would arrive after them */
+			load_first_tiles<T, PLAIN>(p, g, &sh, likely, slots, page);
+		}
+	}
+	if (g.plans_itself && warp == 0) {
+		first_piece<T>(p, g, &sh, number);
+		if (!PLAIN && threadIdx.x == 0 && sh.runs && !sh.now.have) /* no row in this tile */
+			next_piece(any, any_buffers, sh.tile, number, T::ROWS, sh.part, sh.now, sh.now);
 	}
 	__syncthreads();
-	if (c.have)
-		load_first_tiles<T>(p, g, &sh, c, slots, page);
+	const bool guessed =
+	    PLAIN && sh.runs && c.have && c.piece.req == guess.req && c.start == guess.start && c.stop == guess.stop;
+	if (PLAIN && !guessed) {
+		copy_wait<0>();
+		if (threadIdx.x == 0)
+			sh.absent = 0;
+		__syncthreads(); /* the slots are free, and absent is 0 */
+	}
+	if (!sh.runs) {
+		if (g.plans_itself)
+			plan_part<T::THREADS>(any, any_buffers, number, (int64_t *)shared, sh.cut, sh.part);
+		if (threadIdx.x == 0) {
+			if (!g.plans_itself)
+				sh.part = g.parts[number];
+			sh.now.piece.req = -1;
+			next_piece(any, any_buffers, sh.tile, number, T::ROWS, sh.part, sh.now, sh.now);
+		}
+		__syncthreads();
+	}
+	if (c.have && !guessed) {
+		load_q<T>(p, g, c, sh.head, rg, dg, q);
+		load_first_tiles<T, PLAIN>(p, g, &sh, c, slots, page);
+	}
+	if (sh.runs && blockIdx.x == 0)
+		list_runs<T::THREADS>(p, g, sh.runs);
 
 	while (c.have) {
-		for (int row = threadIdx.x; row < T::ROWS; row += T::THREADS)
-			describe_row(p, g, &sh, c, row);
-		struct four q[T::MY_STEPS];
-		load_q<T>(p, g, c, sh.head, rg, dg, q);
+		if (threadIdx.x < T::ROWS)
+			describe_row(p, g, &sh, c, threadIdx.x);
 		float o[T::RG][T::COLUMNS / 8][4];
 #pragma unroll
 		for (int m = 0; m < T::RG; m++)
@@ -479,45 +415,47 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 		}
 #pragma unroll 1
 		for (; start < c.stop; start += T::KEYS) {
+			if (PLAIN && T::LINEAR && g.fetches_ahead && start + (T::SLOTS + 1) * T::KEYS < c.stop)
+				fetch_ahead<T>(p, &sh, c, start + (T::SLOTS + 1) * T::KEYS, page[1]);
 			if (moved)
 				scale_rows(o, sh.factor);
 			values<T, FP16>(o, shared_address(P), slot, warp);
 			copy_wait<T::SLOTS - 2>();
 			__syncthreads(); /* the next tile is there; this slot and P are free */
-			if (start + T::SLOTS * T::KEYS < c.stop) {
-				load_tile<T>(p, g, &sh, c, start + T::SLOTS * T::KEYS, slot, page);
-#pragma unroll
-				for (int i = 0; i < T::EACH; i++)
-					page[i] = find_page<T>(p, g, c, start + (T::SLOTS + 1) * T::KEYS, i);
-			} else {
-				copy_commit();
-			}
+			const uint32_t freed = slot;
+			if (!T::LINEAR)
+				load_later<T, PLAIN>(p, g, &sh, c, start + T::SLOTS * T::KEYS, freed, page);
 			slot = slot == slots + (T::SLOTS - 1) * T::SLOT_BYTES ? slots : slot + T::SLOT_BYTES;
 			if (start + T::KEYS < c.stop) {
 				scores<T, FP16>(q, slot, dg, s);
+				if (T::LINEAR) /* its many copies do not hold up S */
+					load_later<T, PLAIN>(p, g, &sh, c, start + T::SLOTS * T::KEYS, freed, page);
 				exchange<T>(s, x, shares, rg, dg);
 				moved = __syncthreads_or(softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg));
 			}
 		}
 
 		/* The next piece's loads, then this one's results. */
-		if (threadIdx.x == 0)
-			next_piece(p, g, sh.tile, blockIdx.x / tiles, T::ROWS, sh.part, c, sh.next);
+		if (!sh.last && threadIdx.x == 0)
+			next_piece(any, any_buffers, sh.tile, sh.number, T::ROWS, sh.part, c, sh.next);
 		if (dg < 2)
 			finish_rows(p, g, &sh, c, r, row_of(rg, dg));
 		__syncthreads();
-		if (threadIdx.x == 0)
-			sh.absent = 0;
 		if (next.have) {
+			if (threadIdx.x == 0)
+				sh.absent = 0;
 			__syncthreads(); /* absent is 0 again */
-			load_first_tiles<T>(p, g, &sh, next, slots, page);
+			load_first_tiles<T, PLAIN>(p, g, &sh, next, slots, page);
 		}
 		scale_rows(o, sh.factor);
-		write_rows<T::RG, T::COLUMNS / 8, FP16>(g, &sh, c, o, warp * T::COLUMNS);
+		write_rows<T::RG, T::COLUMNS / 8, FP16>(any_buffers, &sh, c, o, warp * T::COLUMNS);
+		if (!next.have)
+			break;
 		__syncthreads(); /* factor, low and high are free */
 		if (threadIdx.x == 0)
 			sh.now = sh.next;
 		__syncthreads();
+		load_q<T>(p, g, c, sh.head, rg, dg, q);
 	}
 }
 
@@ -529,20 +467,25 @@ struct variant {
 	int threads, bytes;
 };
 
-template <class T> static struct variant variant(int fp16)
+template <class T> static struct variant variant(int fp16, int plain)
 {
-	return {fp16 ? (const void *)decode<T, true> : (const void *)decode<T, false>, T::THREADS, T::BYTES};
+	const void *const kernel = plain ? fp16 ? (const void *)decode<T, true, true> : (const void *)decode<T, false, true>
+	                           : fp16 ? (const void *)decode<T, true, false>
+	                                  : (const void *)decode<T, false, false>;
+	return {kernel, T::THREADS, T::BYTES};
 }
 
-static struct variant variant_of(int tile_rows, int fp16)
+static struct variant variant_of(int tile_rows, int fp16, int plain)
 {
-	return tile_rows == 16 ? variant<tile_16>(fp16) : tile_rows == 32 ? variant<tile_32>(fp16) : variant<tile_64>(fp16);
+	return tile_rows == 16   ? variant<tile_16>(fp16, plain)
+	       : tile_rows == 32 ? variant<tile_32>(fp16, plain)
+	                         : variant<tile_64>(fp16, plain);
 }
 
 extern "C" cudaError_t fmla_mma_prepare(int tile_rows, int *ctas_per_sm)
 {
-	for (int fp16 = 0; fp16 < 2; fp16++) {
-		const struct variant v = variant_of(tile_rows, fp16);
+	for (int i = 0; i < 4; i++) {
+		const struct variant v = variant_of(tile_rows, i & 1, i >> 1);
 		cudaError_t error = cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.bytes);
 		if (error == cudaSuccess)
 			error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, v.kernel, v.threads, v.bytes);
@@ -552,10 +495,22 @@ extern "C" cudaError_t fmla_mma_prepare(int tile_rows, int *ctas_per_sm)
 	return cudaSuccess;
 }
 
+extern "C" cudaError_t fmla_mma_combine_launch(const struct pk_shape *p, const struct mma_buffers *g,
+                                               cudaStream_t stream)
+{
+	struct pk_shape shape = *p;
+	struct mma_buffers buffers = *g;
+	void *arguments[] = {&shape, &buffers};
+	combine_kernel *const kernel = p->fp16 ? combine_of<true>(g->combine_team, g->combine_wide)
+	                                       : combine_of<false>(g->combine_team, g->combine_wide);
+	return cudaLaunchKernel((const void *)kernel, dim3((unsigned)g->combine_ctas), dim3(32 * COMBINE_WARPS), arguments,
+	                        0, stream);
+}
+
 extern "C" cudaError_t fmla_mma_launch(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas,
                                        cudaStream_t stream)
 {
-	const struct variant v = variant_of(p->tile_rows, p->fp16);
+	const struct variant v = variant_of(p->tile_rows, p->fp16, g->plain);
 	struct pk_shape shape = *p;
 	struct mma_buffers buffers = *g;
 	void *arguments[] = {&shape, &buffers};

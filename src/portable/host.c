@@ -7,12 +7,13 @@ enum {
 	ALIGN = 256,
 	MAX_PARTS = 1024,      /* PK_MAX_PARTS of plan.h                            */
 	COMBINE_GROUPS = 1024, /* PK_COMBINE_GROUPS of merge.h                      */
+	COMBINE_CTAS = 528,    /* of mma_combine.cuh: four an SM of a large GPU        */
 	APPEND_GROUPS = 4096,  /* PK_APPEND_GROUPS of merge.h                       */
 	CHUNK_BLOCKS = 32,     /* batch-invariant mode: a split every 2048 tokens   */
 	MANY_REQUESTS = 1024,  /* more are planned once, not by every CTA              */
 	OVERHEAD_BLOCKS = 2,   /* price of starting a request                       */
 	MAX_SNAP_BLOCKS = 2,
-	WHOLE_BLOCKS = 4 /* what a batch without splits may cost more         */
+	WHOLE_BLOCKS = 4 /* what a batch dealt out evenly may cost more        */
 };
 
 const char *const pk_kernel_name[PK_KERNELS] = {
@@ -157,7 +158,8 @@ static struct pk_shape shape_of(const struct problem *p, struct pk_target t)
 	              .min_blocks = 1,
 	              .max_snap = MAX_SNAP_BLOCKS,
 	              .chunk = p->batch_invariant ? CHUNK_BLOCKS : 0,
-	              .whole = WHOLE_BLOCKS},
+	              .whole = WHOLE_BLOCKS,
+	              .even = 1},
 	};
 }
 
@@ -176,6 +178,7 @@ struct pk_call pk_plan_call(const struct problem *p, struct pk_target t)
 	const void *const buffer[] = {p->cache_seqlens, p->cu_seqlens_q, p->plan_parts, p->plan_splits};
 	struct pk_call c = decode_call(p, t, PK_PLAN, 1, 4, buffer);
 	c.shape.decode.plan_rows = (int32_t)p->num_parts;
+	c.shape.decode.costs.even = 0; /* only the CTAs of decode_mma.cu know the shortest request */
 	return c;
 }
 
@@ -187,6 +190,7 @@ struct pk_call pk_own_plan_call(const struct problem *p, struct pk_target t)
 	c.shape.decode.at_parts = c.shape.decode.ws_parts;
 	c.shape.decode.at_splits = c.shape.decode.ws_splits;
 	c.shape.decode.own_plan = 1;
+	c.shape.decode.costs.even = 0;
 	return c;
 }
 
@@ -214,9 +218,27 @@ int pk_mma_plans_itself(const struct problem *p)
 	return !p->batch_invariant && p->b <= MANY_REQUESTS;
 }
 
-struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call *decode)
+/* For combine after decode_mma.cu: warps that share a row's pieces, about so many that each has four at a time; few pieces:
+ * more columns a warp.  Batch-invariant mode: fixed, or the order of additions would depend on the batch. */
+struct combine_team {
+	int team, wide;
+};
+
+static struct combine_team combine_team(const struct problem *p, int64_t num_parts)
+{
+	const int64_t pieces = p->batch_invariant ? 16 : num_parts / (p->b > 0 ? p->b : 1);
+	return (struct combine_team){pieces >= 24 ? 8 : pieces >= 12 ? 4 : pieces >= 8 ? 2 : 1, pieces < 4 ? 2 : 1};
+}
+
+struct mma_buffers pk_mma_buffers(const struct problem *p, struct pk_target t, const struct pk_call *decode)
 {
 	const struct pk_shape *shape = &decode->shape.decode;
+	const int64_t parts = shape->num_parts, runs = p->b > 0 && p->b <= parts ? parts / p->b : 1;
+	const struct combine_team team = combine_team(p, parts);
+	const int q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h);
+	const int out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h);
+	const int64_t splits = most_splits(p, t), units = splits * p->s_q * p->h_q * 4 / team.wide;
+	const int64_t groups = div_up(units * team.team, MMA_COMBINE_WARPS);
 	char *const workspace = p->workspace;
 	return (struct mma_buffers){
 	    .q = p->q,
@@ -233,8 +255,17 @@ struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call 
 	    .partial_lse = (float *)(void *)(workspace + shape->ws_lse),
 	    .partial_out = (float *)(void *)(workspace + shape->ws_out),
 	    .page_shift = page_shift(p),
-	    .q_pairs = (uintptr_t)p->q % 4 == 0 && even(p->q_b, p->q_s, p->q_h),
-	    .out_pairs = (uintptr_t)p->out % 4 == 0 && even(p->out_b, p->out_s, p->out_h),
+	    .plain = p->b > 0 && pk_mma_plans_itself(p) && page_shift(p) >= 0 && q_pairs && out_pairs && p->d_qk == D_QK &&
+	             p->h_kv == 1 && p->s_q == 1 && !p->cu_seqlens_q && p->window == 0 && p->page >= BLOCK &&
+	             p->kv_token == D_QK,
+	    .q_pairs = q_pairs,
+	    .out_pairs = out_pairs,
+	    .most_splits = (int)splits,
+	    .guess_each = parts < p->b ? (int)div_up(p->b, parts) : 0,
+	    .guess_runs = (float)runs,
+	    .combine_ctas = (int)(groups < COMBINE_CTAS ? groups : COMBINE_CTAS),
+	    .combine_team = team.team,
+	    .combine_wide = team.wide,
 	};
 }
 

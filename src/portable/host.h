@@ -44,7 +44,7 @@ struct pk_call pk_own_plan_call(const struct problem *p, struct pk_target t); /*
 struct pk_call pk_pages_call(const struct problem *p, struct pk_target t);
 struct pk_call pk_decode_call(const struct problem *p, struct pk_target t);
 int pk_mma_plans_itself(const struct problem *p); /* 1: decode_mma.cu needs no plan kernel before it */
-struct mma_buffers pk_mma_buffers(const struct problem *p, const struct pk_call *decode);
+struct mma_buffers pk_mma_buffers(const struct problem *p, struct pk_target t, const struct pk_call *decode);
 struct pk_call pk_combine_call(const struct problem *p, struct pk_target t);
 struct pk_call pk_merge_call(const struct merge_problem *p);
 struct pk_call pk_append_call(const struct append_problem *p);

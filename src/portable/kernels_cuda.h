@@ -20,6 +20,9 @@ struct pk_call;
 cudaError_t fmla_mma_prepare(int tile_rows, int *ctas_per_sm);
 cudaError_t fmla_mma_launch(const struct pk_shape *p, const struct mma_buffers *g, int64_t ctas, cudaStream_t stream);
 
+/* Stage 4 after it, on g->combine_ctas CTAs. */
+cudaError_t fmla_mma_combine_launch(const struct pk_shape *p, const struct mma_buffers *g, cudaStream_t stream);
+
 /* generic.cu: the kernels of kernels.h. */
 cudaError_t fmla_generic_launch(const struct pk_call *call, cudaStream_t stream);
 

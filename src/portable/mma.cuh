@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #define DEV                  static __device__ __forceinline__
+#define COLD                 static __device__ __noinline__ /* seldom run: kept out of the way of what is */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
 DEV uint32_t shared_address(const void *p)
@@ -18,6 +19,12 @@ DEV uint32_t shared_address(const void *p)
 DEV void copy_async(uint32_t to, const void *from, int bytes)
 {
 	asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+/* The 32 bytes at `from`, into L2. */
+DEV void prefetch(const void *from)
+{
+	asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 DEV void copy_commit(void)
@@ -86,6 +93,17 @@ DEV float exp2_approx(float x)
 	float y;
 	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
 	return y;
+}
+
+/* Sum and maximum over a warp, of values below 2^26. */
+DEV int warp_sum(int x)
+{
+	return __reduce_add_sync(0xffffffff, x);
+}
+
+DEV int warp_max(int x)
+{
+	return __reduce_max_sync(0xffffffff, x);
 }
 
 /* A barrier of `threads` threads of the CTA; number 0 is __syncthreads(). */

@@ -28,7 +28,6 @@ struct pk_shape {
 	int32_t row_tiles, tile_rows, num_parts, plan_rows; /* plan_rows: rows that the plan kernel writes */
 	int32_t max_chunks, causal;
 	int32_t own_plan; /* 1: the plan is for decode and combine, splits go to ws_splits as struct pk_split */
-	int32_t unused;
 	int32_t has_cu, has_sink, has_lse, fp16;
 	float scale_log2, empty_lse;
 	struct plan_costs costs;

@@ -103,22 +103,33 @@ PK_FN int64_t pk_token_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu,
 	return p->has_cu ? cu[req] + (int64_t)s : (int64_t)s;
 }
 
+/* The query token and the query head of row r. */
+PK_FN int pk_row_token(const struct pk_shape *p, int r)
+{
+	return p->s_q == 1 ? 0 : r / p->group;
+}
+
+PK_FN int pk_row_head(const struct pk_shape *p, int head, int r)
+{
+	return head * p->group + r - pk_row_token(p, r) * p->group;
+}
+
 PK_FN int64_t pk_q_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
 {
-	return (int64_t)req * p->q_b + pk_token_at(p, cu, req, r / p->group) * p->q_s +
-	       (head * p->group + r % p->group) * p->q_h;
+	return (int64_t)req * p->q_b + pk_token_at(p, cu, req, pk_row_token(p, r)) * p->q_s +
+	       pk_row_head(p, head, r) * p->q_h;
 }
 
 PK_FN int64_t pk_out_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
 {
-	return (int64_t)req * p->out_b + pk_token_at(p, cu, req, r / p->group) * p->out_s +
-	       (head * p->group + r % p->group) * p->out_h;
+	return (int64_t)req * p->out_b + pk_token_at(p, cu, req, pk_row_token(p, r)) * p->out_s +
+	       pk_row_head(p, head, r) * p->out_h;
 }
 
 PK_FN int64_t pk_lse_at(const struct pk_shape *p, const PK_GLOBAL int32_t *cu, int req, int head, int r)
 {
-	return (int64_t)req * p->lse_b + (head * p->group + r % p->group) * p->lse_h +
-	       pk_token_at(p, cu, req, r / p->group) * p->lse_s;
+	return (int64_t)req * p->lse_b + pk_row_head(p, head, r) * p->lse_h +
+	       pk_token_at(p, cu, req, pk_row_token(p, r)) * p->lse_s;
 }
 
 /* Row `row` of a row tile among the partial results. */
@@ -134,7 +145,7 @@ PK_FN float pk_sink_factor(const struct pk_shape *p, const PK_GLOBAL float *sink
 {
 	if (!p->has_sink)
 		return 1.0f;
-	return 1.0f / (1.0f + PK_EXP2(sink[head * p->group + r % p->group] * PK_LOG2E - lse_log2));
+	return 1.0f / (1.0f + PK_EXP2(sink[pk_row_head(p, head, r)] * PK_LOG2E - lse_log2));
 }
 
 /* Where the rows of a group's row tile end. */
