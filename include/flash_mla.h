@@ -135,7 +135,7 @@ struct fmla_ctx_options {
 	size_t struct_size;
 	const char *
 	    backend; /* "ref", "cpu", "cuda", "portable-cuda", "opencl", "hip"; NULL: the best one for the tensors' device */
-	int32_t num_threads; /* threads of CPU backends; 0: all that OpenMP offers */
+	int32_t num_threads; /* threads of CPU backends; 0: OMP_NUM_THREADS, or one for each core of this process */
 };
 
 /* Creates a context.  options may be NULL.  Environment: FMLA_CPU=amx|avx512|avx2|c|ref caps the CPU variant; an

@@ -5,14 +5,12 @@
 
 #include "check.h"
 #include "registry.h"
+#include "threads.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum { MAX_THREADS = 4096 };
 
@@ -75,12 +73,7 @@ static fmla_status read_options(struct fmla_ctx *ctx, const struct fmla_ctx_opti
 	TRY(check_struct(ctx, "fmla_ctx_options", user, &o, sizeof(o)));
 	REQUIRE(ctx, o.num_threads >= 0 && o.num_threads <= MAX_THREADS, "num_threads is %d, must be 0 .. %d",
 	        o.num_threads, MAX_THREADS);
-#ifdef _OPENMP
-	const int offered = omp_get_max_threads();
-#else
-	const int offered = 1;
-#endif
-	*num_threads = o.num_threads ? o.num_threads : offered;
+	*num_threads = o.num_threads ? o.num_threads : threads_offered();
 	if (!o.backend)
 		return FMLA_OK;
 

@@ -89,7 +89,7 @@ AMX_INLINE __mmask16 soft_units(const struct soft *f, struct soft_registers *r, 
 	return fabsf(f->scale) < MOST ? _mm512_cmp_ps_mask(_mm512_abs_ps(m), _mm512_set1_ps(MOST), _CMP_LT_OQ) : 0;
 }
 
-/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half.  hi is rounded for bf16, cut for fp16. */
+/* Slices 1 to 4: P of 8 keys, in pairs: dword = row, key 2i in its lower half.  hi is rounded, lo cut. */
 AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int first, int fp16)
 {
 	const __m512i upper = _mm512_set1_epi32((int)0xffff0000), half = _mm512_set1_epi32(0x8000);
@@ -99,19 +99,15 @@ AMX_INLINE void soft_exp8(const struct soft *f, struct soft_registers *r, int fi
 		const float *s = f->s + i * 32;
 		const __m512 p = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s), r->by, r->m));
 		const __m512 q = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + 16), r->by, r->m));
-		__m512i x = _mm512_castps_si512(p), y = _mm512_castps_si512(q);
+		const __m512i x = _mm512_add_epi32(_mm512_castps_si512(p), half);
+		const __m512i y = _mm512_add_epi32(_mm512_castps_si512(q), half);
 		r->sum = _mm512_add_ps(r->sum, _mm512_add_ps(p, q));
+		r->hi[i] = PAIR(y, x);
 		if (fp16) {
-			r->hi[i] = PAIR(y, x);
-			x = _mm512_castps_si512(_mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_and_si512(x, upper))));
-			y = _mm512_castps_si512(_mm512_sub_ps(q, _mm512_castsi512_ps(_mm512_and_si512(y, upper))));
+			const __m512 xl = _mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_and_si512(x, upper)));
+			const __m512 yl = _mm512_sub_ps(q, _mm512_castsi512_ps(_mm512_and_si512(y, upper)));
+			r->lo[i] = PAIR(_mm512_castps_si512(yl), _mm512_castps_si512(xl));
 		}
-		x = _mm512_add_epi32(x, half);
-		y = _mm512_add_epi32(y, half);
-		if (fp16)
-			r->lo[i] = PAIR(y, x);
-		else
-			r->hi[i] = PAIR(y, x);
 	}
 #undef PAIR
 }

@@ -80,8 +80,8 @@ fmla_status cpu_combine(struct fmla_ctx *ctx, const struct problem *p)
 		first++;
 	if (first >= n) /* the usual case with many requests a thread: do not wake the others */
 		return FMLA_OK;
+		/* Dealt out in 16 rows: the rows of one split request are work for all threads. */
 
-	/* Dealt out in 16 rows: the rows of one split request are work for all threads. */
 #pragma omp parallel for num_threads(ctx->num_threads) schedule(static, 16) private(pieces)
 	for (int64_t i = first * rows; i < n * rows; i++)
 		if (split_request(p, &ws, i / rows, &pieces) && i % rows < request_s_q(p, pieces.req) * p->h_q)
