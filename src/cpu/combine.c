@@ -69,6 +69,7 @@ static void combine_row(const struct cpu_kernel *kernel, const struct problem *p
 	cpu_finish(kernel, p, pieces->req, row / p->h_q, row % p->h_q, sum.m, sum.l, o);
 }
 
+/* Dealt out in 16 rows: the rows of one split request are work for all threads. */
 fmla_status cpu_combine(struct fmla_ctx *ctx, const struct problem *p)
 {
 	const struct cpu_kernel *kernel = cpu_kernel_of(ctx);
@@ -80,7 +81,6 @@ fmla_status cpu_combine(struct fmla_ctx *ctx, const struct problem *p)
 		first++;
 	if (first >= n) /* the usual case with many requests a thread: do not wake the others */
 		return FMLA_OK;
-		/* Dealt out in 16 rows: the rows of one split request are work for all threads. */
 
 #pragma omp parallel for num_threads(ctx->num_threads) schedule(static, 16) private(pieces)
 	for (int64_t i = first * rows; i < n * rows; i++)
