@@ -32,7 +32,8 @@ build() {
 # Each fails when it sees something wrong.
 run_emulator() { timeout 120 "$tree/build/plain/tests/test_portable" '* | h_q=3 s_k=65'; }
 run_mma() { timeout 240 "$tree/build/plain/tests/test_portable" 'mma | *page=*'; }
-run_splits() { timeout 240 "$tree/build/plain/tests/test_portable" 'several, *'; } # split requests
+run_splits() { timeout 240 "$tree/build/plain/tests/test_portable" 'several, *'; } # split requests, even and uneven batches
+run_pieces() { timeout 240 "$tree/build/plain/tests/test_portable" 'random | s_k=1000'; } # combine of merge.h
 run_asan() { ASAN_OPTIONS=detect_stack_use_after_return=0 timeout 240 "$tree/build/asan/tests/test_portable" '* | h_q=3 s_k=65'; }
 run_opencl() { # FOLDER-WITH-ICD
 	OCL_ICD_VENDORS=$tree/$1 FMLA_PROGRAM_CACHE=off POCL_KERNEL_CACHE=0 OCLGRIND_DATA_RACES=1 \
@@ -48,7 +49,7 @@ run_oclgrind() {
 # runner NAME: 0 when it is here
 here() {
 	case $1 in
-	emulator | asan | mma | splits) return 0 ;;
+	emulator | asan | mma | splits | pieces) return 0 ;;
 	pocl) [ $pocl = 1 ] ;;
 	oclgrind) [ $oclgrind = 1 ] ;;
 	esac
@@ -88,7 +89,7 @@ mutant() { # mutant NAME OLD NEW RUNNER...: the first line with OLD in $kernel; 
 }
 
 build >"$tree/log" 2>&1 || { tail "$tree/log"; exit 1; }
-for runner in emulator asan pocl oclgrind mma splits; do
+for runner in emulator asan pocl oclgrind mma splits pieces; do
 	expect 'no bug' $runner pass
 done
 mutant 'A, no barrier before K is overwritten' 'PK_SYNC(); /* K, S, P and scaling are free' '; /*' emulator asan oclgrind
@@ -107,17 +108,17 @@ mutant 'mma, no barrier before P is read' 'moved = __syncthreads_or(softmax<T, F
 mutant 'mma, no barrier in the exchange' 'barrier_of(1 + rg, 32 * T::DG);' '' mma
 kernel=src/portable/mma_tile.cuh
 mutant 'mma, a slot is filled again too early' 'load_tile<T, PLAIN>(p, g, sh, c, start, slot, page);' 'load_tile<T, PLAIN>(p, g, sh, c, start, slot + T::SLOT_BYTES, page);' mma
-mutant 'mma, keys past the end are read' 'start) * LINES;' 'start + 1) * LINES;' mma
+mutant 'mma, keys past the end are read' 'start) * LINES;' 'start + 1) * LINES;' splits
 kernel=src/portable/mma_combine.cuh
 mutant 'mma, combine does not wait for the team' 'barrier_of(1 + warp / TEAM, 32 * TEAM); /* the team' '; /* the team' mma
 mutant 'mma, combine adds the team without its weights' 'add_weighed(all.x[0], values[warp + w][lane], weight)' 'add_weighed(all.x[0], values[warp + w][lane], 1)' mma
 kernel=src/portable/mma_plan.cuh
 mutant 'plan in a CTA, no barrier after the sums' '__syncthreads(); /* the sums are there' '; /*' splits
 mutant 'plan in a CTA, the list names the wrong part' 'pieces.first}' 'pieces.first + 1}' splits
-mutant 'plan in a CTA, the last part ends early' 'cut[1] = {p.b, 0}' 'cut[1] = {p.b - 1, 0}' mma
+mutant 'plan in a CTA, the first part starts late' 'cut[0] = {0, 0}' 'cut[0] = {0, 1}' splits
 kernel=src/portable/merge.h
-mutant 'combine, lanes added without their weights' 'PK_EXP2(tops[l] - base), values' 'PK_EXP2(tops[leader] - base), values' splits
-mutant 'combine, no barrier before the lanes are added' 'PK_SYNC();' ';' splits
+mutant 'combine, lanes added without their weights' 'PK_EXP2(tops[l] - base), values' 'PK_EXP2(tops[leader] - base), values' pieces
+mutant 'combine, no barrier before the lanes are added' 'PK_SYNC();' ';' pieces
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -355,9 +355,12 @@ static void test_append(void **state)
 }
 
 /* Several requests of which some are split, as decode_mma.cu plans them itself. */
-static const char *const several[] = {"b=3 varlen=1 s_k=400 h_q=4", "b=2 s_k=500 s_q=2 h_q=20 page=16 dtype=fp16",
-                                      "b=4 varlen=1 s_k=300 ragged=1 s_q=3 h_q=2", "b=40 varlen=1 s_k=20 h_q=1 page=4",
-                                      "b=2 s_k=600 h_q=65 sink=1"};
+static const char *const several[] = {"b=3 varlen=1 s_k=400 h_q=4",
+                                      "b=2 s_k=500 s_q=2 h_q=20 page=16 dtype=fp16",
+                                      "b=4 varlen=1 s_k=300 ragged=1 s_q=3 h_q=2",
+                                      "b=40 varlen=1 s_k=20 h_q=1 page=4",
+                                      "b=2 s_k=600 h_q=65 sink=1",
+                                      "b=7 varlen=1 s_k=700 h_q=2"};
 enum { SEVERAL = sizeof(several) / sizeof(*several) };
 
 /* ---- the table ------------------------------------------------------------------------------------------------------- */
