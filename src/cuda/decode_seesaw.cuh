@@ -154,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(SEESAW_THREADS, 1)
 		cluster_arrive(); /* the peer's barriers are there before anything is sent to them */
 	struct walk walk;
 	struct piece piece = {};
-	bool more = start_walk(p, part, pair, SPLIT_FINDER, schedule, walk, piece);
+	bool more = start_walk(p, part, pair, SPLIT_FINDER, schedule, walk, piece, [](enum ahead) { return false; });
 	if (p.cluster > 1)
 		cluster_wait();
 

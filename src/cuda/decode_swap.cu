@@ -7,6 +7,31 @@
 #include "value.cuh"
 #include "wgmma.cuh"
 
+enum {
+	CONSUMERS = 1,     /* a named barrier                                       */
+	SPLITS_FOUND = 2,  /* another                                               */
+	SPLIT_FINDER = 224 /* a thread of the last warp, which has time once q is there */
+};
+
+/* By the last warp; the consumers wait for it before they tell others of a piece. */
+DEV void publish_splits(const struct decode_params &p, struct schedule &schedule)
+{
+	if (threadIdx.x == SPLIT_FINDER)
+		find_splits(p, schedule);
+	__syncwarp();
+	named_barrier_arrive(SPLITS_FOUND, 160);
+}
+
+/* A barrier of the consumers, after the first of which they know the splits. */
+DEV void consumers_meet(bool &splits_known)
+{
+	if (splits_known)
+		named_barrier(CONSUMERS, 128);
+	else
+		named_barrier(SPLITS_FOUND, 160);
+	splits_known = true;
+}
+
 #define ROWS   8
 #define KERNEL fmla_decode_swap8_bf16
 #define MMA    MMA_BF16

@@ -25,13 +25,12 @@
 #define COL_ROW(c) (8 * ((c) / 2) + 2 * (lane & 3) + (c) % 2)
 #define COL_REG(c) (4 * ((c) / 2) + (c) % 2)
 
-#define SPLITS_FOUND 2 /* a named barrier */
-
 extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
     KERNEL(const __grid_constant__ struct decode_params p, const __grid_constant__ CUtensorMap map)
 {
 	extern __shared__ __align__(1024) uint8_t smem[];
-	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2];
+	__shared__ __align__(8) uint64_t bar_full[2][GROUPS], bar_empty[2], bar_q_full[2], bar_q_empty[2], bar_ends[2],
+	    bar_ahead[GROUPS];
 	__shared__ struct schedule schedule;
 	__shared__ __align__(16) float tops[ROWS][4], sums[ROWS][4]; /* of the tile, of the piece; by consumer warp */
 	__shared__ float row_max[ROWS];                              /* later the row's lse */
@@ -50,28 +49,53 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 			mbar_init(smem_addr(&bar_empty[s]), 4);
 			mbar_init(smem_addr(&bar_q_full[s]), 96);
 			mbar_init(smem_addr(&bar_q_empty[s]), 4);
+			mbar_init(smem_addr(&bar_ends[s]), ROWS);
+			bad_tile[s] = 0;
 		}
+		for (int g = 0; g < GROUPS; g++)
+			mbar_init(smem_addr(&bar_ahead[g]), 1);
 		mbar_init_fence();
 	}
 	prefetch_inputs(p);
 	struct walk walk;
 	struct piece piece = {};
-	bool more = start_walk(p, part, row_tile, 0, schedule, walk, piece);
-	if (threadIdx.x == 0)
-		find_splits(p, schedule);
-	__syncwarp();
-	if (warp == 0)
-		named_barrier_arrive(SPLITS_FOUND, 160); /* warps 4-7 want to know at their end */
-	bool tell = false;                           /* others wait for the last piece       */
-	bool tiles_free = false;                     /* no more tiles will be read; consumers */
-	int tiles = 0, pieces = 0;                   /* counters of the two rings: slot = n & 1, parity from n >> 1 */
+	struct first_box box = {};
+	struct two_rows first_q;
+	bool first_q_ready = false;
+	if (warp == 4 && lane < GROUPS) {
+		box.map = &map;
+		box.slice = lane * GROUP_SLICES;
+		box.dst = smem_addr(kv_tile) + lane * GROUP_SLICES * SLICE_BYTES;
+		box.bar = smem_addr(&bar_ahead[lane]);
+		box.bytes = GROUP_SLICES * SLICE_BYTES;
+		box.mine = p.box_slices == GROUP_SLICES;
+	}
+	bool more = start_walk(p, part, row_tile, SPLIT_FINDER, schedule, walk, piece, [&](enum ahead what) {
+		if (warp > 4 && what == LOAD && !p.cu_seqlens_q)
+			first_q = fetch_q<ROWS, 96>(p, piece, kv_head, row_tile, threadIdx.x - 160, 0);
+		if (what == CONFIRM)
+			first_q_ready = !p.cu_seqlens_q;
+		return warp == 4 && ask_ahead(p, piece, kv_head, box, what);
+	});
+	bool splits_known = false; /* find_splits() is done; consumers      */
+	bool tell = false;         /* others wait for the last piece       */
+	bool tiles_free = false;   /* no more tiles will be read; consumers */
+	int tiles = 0, pieces = 0; /* counters of the two rings: slot = n & 1, parity from n >> 1 */
 
 	if (warp == 4) { /* ---- KV producer ---- */
 		const uint64_t policy = l2_evict_first();
+		const bool sent = uniform((int)box.sent); /* the first tile is on its way */
+		if (lane < GROUPS && !box.told)
+			mbar_arrive(box.bar);
 		for (; more; more = walk_next(p, walk, row_tile, piece)) {
 #pragma unroll 1
 			for (int block = piece.begin; block < piece.end; block++, tiles++) {
 				const int slot = tiles & 1;
+				if (sent && tiles == 0) {
+					if (lane < GROUPS)
+						mbar_arrive(smem_addr(&bar_full[0][lane]));
+					continue;
+				}
 				const struct tile_place at = tile_place(p, piece, block);
 				mbar_wait(smem_addr(&bar_empty[slot]), (tiles >> 1 & 1) ^ 1);
 				load_tile(p, &map, piece, block, at, kv_head, smem_addr(kv_tile + slot * TILE_BYTES),
@@ -85,12 +109,19 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 			const int slot = pieces & 1;
 			mbar_wait(smem_addr(&bar_q_empty[slot]), (pieces >> 1 & 1) ^ 1);
 			if (piece.begin < piece.end)
-				load_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, thread);
-			if (thread < ROWS)
-				row_ends[slot][thread] = row_end(p, piece, kv_head, row_tile, thread);
+				load_q<ROWS, 96>(p, piece, kv_head, row_tile, q_tile + slot * Q_BYTES, thread, first_q,
+				                 pieces == 0 && first_q_ready);
 			fence_async_proxy();
 			mbar_arrive(smem_addr(&bar_q_full[slot]));
+			if (thread < ROWS) {
+				row_ends[slot][thread] = row_end(p, piece, kv_head, row_tile, thread);
+				mbar_arrive(smem_addr(&bar_ends[slot]));
+			}
+			if (pieces == 0 && warp == 7)
+				publish_splits(p, schedule);
 		}
+		if (pieces == 0 && warp == 7)
+			publish_splits(p, schedule);
 	} else { /* ---- consumers ---- */
 		for (; more; more = walk_next(p, walk, row_tile, piece), pieces++) {
 			float o[V_SLICES][ACC], m[COLS], l[COLS];
@@ -124,6 +155,8 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 				/* 1. S^T = K Q^T, group by group as it lands. */
 #pragma unroll
 				for (int g = 0; g < GROUPS; g++) {
+					if (tiles == 0)
+						mbar_wait(smem_addr(&bar_ahead[g]), 0);
 					mbar_wait(smem_addr(&bar_full[slot][g]), parity);
 					wgmma_fence();
 #pragma unroll
@@ -237,6 +270,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 
 			/* 5. The piece's result: normalised rows to out or to the partial slot. */
 			const struct row_end *const ends = row_ends[pieces & 1];
+			mbar_wait(smem_addr(&bar_ends[pieces & 1]), pieces >> 1 & 1);
 			const bool empty = piece.begin == piece.end;
 			if (!empty) {
 #pragma unroll
@@ -304,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 			}
 			tell = piece.slot >= 0 && p.costs.chunk == 0;
 			if (tell && !tiles_free) {
-				named_barrier(1, 128);
+				consumers_meet(splits_known);
 				if (warp == 0) {
 					uint64_t was[MAX_ENTRIES / 32];
 					announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, NULL,
@@ -325,10 +359,8 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 	if (warp < 4) {
 		if (!tiles_free)
 			named_barrier_arrive(TILES_FREE, SWAP_THREADS);
-		named_barrier(1, 128);
-	} else {
-		named_barrier(SPLITS_FOUND, 160);
-	}
+		consumers_meet(splits_known);
+	} /* the others learn of the splits with TILES_FREE */
 	if (warp == 0 && tell)
 		announce(p, schedule.split[piece.slot & 1], kv_head, row_tile, piece.slot & 1, part, row_max, NULL, was);
 	gather_all<PACK, 4, SWAP_THREADS>(p, schedule, part, kv_head, row_tile, was, piece.slot & 1, (int)threadIdx.x - 128,
@@ -342,7 +374,6 @@ extern "C" __global__ void __launch_bounds__(SWAP_THREADS, 1)
 #undef P_BYTES
 #undef COL_ROW
 #undef COL_REG
-#undef SPLITS_FOUND
 #undef ROWS
 #undef KERNEL
 #undef MMA

@@ -295,7 +295,7 @@ DEV void store_columns(const struct decode_params &p, void *row, int column, con
 
 /* Makes everything of a share arrive at `bar`, which counts WATCHERS: values and weights, or *handed.  By the watchers. */
 DEV void watch_share(const struct decode_params &p, const struct split &u, const struct merge_share &a, int kv_head,
-                     int row_tile, const struct room &room, int watcher, uint32_t bar, int *handed)
+                     int row_tile, const struct room &room, int watcher, uint32_t bar, int16_t *handed)
 {
 	if (watcher == 0)
 		*handed = false;
@@ -420,7 +420,7 @@ DEV void gather_all(const struct decode_params &p, struct schedule &schedule, in
 		}
 		used += room.bytes;
 		const uint32_t bar = smem_addr(&schedule.bar_gather[done & 1]);
-		int *const handed = &schedule.handed[done & 1];
+		int16_t *const handed = &schedule.handed[done & 1];
 		if (watcher >= 0)
 			watch_share(p, u, a, kv_head, row_tile, room, watcher, bar, handed);
 		if (summer >= 0) {

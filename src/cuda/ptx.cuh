@@ -86,6 +86,14 @@ DEV void tma_load_5d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0,
 	             : "memory");
 }
 
+/* A hint: fetch the box into L2. */
+DEV void tma_prefetch_5d(const CUtensorMap *map, int c0, int c1, int c2, int c3, int c4)
+{
+	asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(c0),
+	             "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+	             : "memory");
+}
+
 /* The same box into both CTAs of a cluster, at the same address; completes on the barrier `bar` of each. */
 DEV void tma_load_5d_pair(uint32_t dst, const CUtensorMap *map, uint32_t bar, int c0, int c1, int c2, int c3, int c4,
                           uint64_t policy)

@@ -113,6 +113,47 @@ DEV struct tile_place tile_place(const struct decode_params &p, const struct pie
 	return at;
 }
 
+/* A box of a CTA's first tile, where one page holds a tile: a thread asks L2 for it before the CTA's start, and may request it
+ * before the start is certain (walk.cuh), with a barrier of its own.  Who needs the tile waits for that barrier and then for
+ * the tile's usual one: if the start was wrong, the first says that the wrong box has landed. */
+struct first_box {
+	const CUtensorMap *map;
+	uint32_t dst, bar, bytes;
+	int slice, page, page_now; /* page_now: read again after the wait */
+	bool mine;                 /* this thread has one             */
+	bool sent;                 /* it is on its way                */
+	bool told;                 /* the barrier has been arrived on */
+};
+
+DEV bool ask_ahead(const struct decode_params &p, const struct piece &piece, int kv_head, struct first_box &box,
+                   enum ahead what)
+{
+	const int first = piece.begin * BLOCK, entry = token_page(p, first), row = first - entry * p.page;
+	const int32_t *const at = p.block_table + (int64_t)piece.req * p.table_stride + entry;
+	if (what == HINT) {
+		/* Of lengths that change just then anything may follow: only what is in the table is looked up. */
+		box.page = box.mine && first < piece.len ? load_relaxed(at) : -1;
+		box.sent = (unsigned)box.page < (unsigned)p.num_pages;
+		if (box.sent)
+			tma_prefetch_5d(box.map, 0, row, box.slice, kv_head, box.page);
+	} else if (!box.sent) {
+		return false;
+	} else if (what == LOAD) {
+		tma_load_5d(box.dst, box.map, box.bar, 0, row, box.slice, kv_head, box.page, l2_evict_first());
+		box.page_now = load_relaxed(at);
+	} else if (what == DIFFERS) {
+		return box.page_now != box.page;
+	} else {
+		mbar_expect_tx(box.bar, box.bytes);
+		box.told = true;
+		if (what == UNDO) {
+			mbar_wait(box.bar, 0);
+			box.sent = false;
+		}
+	}
+	return false;
+}
+
 /* One warp requests the tile of `block` into shared memory at `dst`; group g completes on barrier full + 8 g.
  * A page index out of range is not loaded; *bad_tile tells whether there was one. */
 DEV void load_tile(const struct decode_params &p, const CUtensorMap *map, const struct piece &piece, int block,
@@ -169,35 +210,51 @@ DEV int64_t first_token(const struct decode_params &p, int req)
 
 /* Rows of tile `row_tile` of q into shared memory [slice][ROWS][128 bytes], swizzled; rows past the request's, and a
  * rope slice that the problem lacks, are zero.  By THREADS threads, each of which must fence_async_proxy() and arrive
- * afterwards.  A thread has one 16-byte column of the slices; all its loads are in flight before the first store. */
+ * afterwards.  A thread has one 16-byte column of the slices; all its loads of two rows are in flight before the first store. */
+struct two_rows {
+	uint4 v[2][QK_SLICES];
+};
+
+template <int ROWS, int THREADS>
+DEV struct two_rows fetch_q(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile,
+                            int thread, int pass)
+{
+	enum { STEP = THREADS / 8 };
+	const int rows = piece.tokens * p.group - row_tile * ROWS; /* valid ones */
+	const uint16_t *base = (const uint16_t *)p.q + kv_head * p.group * p.q_h + 8 * (thread & 7) +
+	                       (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : piece.req * p.q_b);
+	struct two_rows two;
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const int row = (thread >> 3) + (pass + i) * STEP, global = row_tile * ROWS + row;
+		const int s = global < p.group ? 0 : global / p.group;
+		const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h;
+#pragma unroll
+		for (int slice = 0; slice < QK_SLICES; slice++)
+			two.v[i][slice] = make_uint4(0, 0, 0, 0);
+		if (row < rows && row < ROWS && p.q_aligned) {
+#pragma unroll
+			for (int slice = 0; slice < V_SLICES; slice++)
+				two.v[i][slice] = *(const uint4 *)(from + 64 * slice);
+			if (p.slices > V_SLICES)
+				two.v[i][V_SLICES] = *(const uint4 *)(from + 64 * V_SLICES);
+		}
+	}
+	return two;
+}
+
+/* fetched: fetch_q's of pass 0, if ready. */
 template <int ROWS, int THREADS>
 DEV void load_q(const struct decode_params &p, const struct piece &piece, int kv_head, int row_tile, uint8_t *dst,
-                int thread)
+                int thread, const struct two_rows &fetched, bool ready)
 {
 	enum { STEP = THREADS / 8, PASSES = (ROWS + STEP - 1) / STEP };
-	const int rows = piece.tokens * p.group - row_tile * ROWS; /* valid ones */
 	const int column = thread & 7, row0 = thread >> 3;
-	const uint16_t *base = (const uint16_t *)p.q + kv_head * p.group * p.q_h + 8 * column +
-	                       (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : piece.req * p.q_b);
 #pragma unroll 1
-	for (int pass = 0; pass < PASSES; pass += 2) { /* two at a time: 18 loads */
-		uint4 v[2][QK_SLICES];
-#pragma unroll
-		for (int i = 0; i < 2; i++) {
-			const int row = row0 + (pass + i) * STEP, global = row_tile * ROWS + row;
-			const int s = global < p.group ? 0 : global / p.group;
-			const uint16_t *const from = base + s * p.q_s + (global - s * p.group) * p.q_h;
-#pragma unroll
-			for (int slice = 0; slice < QK_SLICES; slice++)
-				v[i][slice] = make_uint4(0, 0, 0, 0);
-			if (row < rows && row < ROWS && p.q_aligned) {
-#pragma unroll
-				for (int slice = 0; slice < V_SLICES; slice++)
-					v[i][slice] = *(const uint4 *)(from + 64 * slice);
-				if (p.slices > V_SLICES)
-					v[i][V_SLICES] = *(const uint4 *)(from + 64 * V_SLICES);
-			}
-		}
+	for (int pass = 0; pass < PASSES; pass += 2) {
+		struct two_rows two = fetched;
+		if (pass > 0 || !ready)
+			two = fetch_q<ROWS, THREADS>(p, piece, kv_head, row_tile, thread, pass);
 #pragma unroll
 		for (int i = 0; i < 2; i++) {
 			const int row = row0 + (pass + i) * STEP;
@@ -205,13 +262,16 @@ DEV void load_q(const struct decode_params &p, const struct piece &piece, int kv
 			if (row < ROWS) {
 #pragma unroll
 				for (int slice = 0; slice < QK_SLICES; slice++)
-					*(uint4 *)(to + slice * ROWS * 128) = v[i][slice];
+					*(uint4 *)(to + slice * ROWS * 128) = two.v[i][slice];
 			}
 		}
 	}
 	if (p.q_aligned)
 		return;
-		/* Rows that are not 16-byte aligned: value by value, over the zeros. */
+	/* Rows that are not 16-byte aligned: value by value, over the zeros. */
+	const int rows = piece.tokens * p.group - row_tile * ROWS;
+	const uint16_t *base = (const uint16_t *)p.q + kv_head * p.group * p.q_h + 8 * column +
+	                       (p.cu_seqlens_q ? first_token(p, piece.req) * p.q_s : piece.req * p.q_b);
 #pragma unroll 1
 	for (int row = row0; row < ROWS && row < rows; row += STEP) {
 		const int global = row_tile * ROWS + row, s = global / p.group;

@@ -55,16 +55,20 @@ struct part_borders {
 	struct narrow::border begin, end; /* begin.req PLAN_IDLE: no work */
 };
 
-/* Shared memory of a CTA's start, and what it leaves for the end.  Beside sum and max it is for the thread that calls
- * find_splits, until that is done. */
+/* Shared memory of a CTA's start, and what it leaves for the end.  Of the unions, the first members are for the thread that
+ * calls find_splits, which writes the others. */
 struct schedule {
-	struct part_borders borders;
-	int64_t start[2];      /* of the requests that hold the borders, on the axis                             */
-	struct split split[2]; /* the request of the first piece, if it began before; of the last, if it goes on */
-	uint32_t adopted[2][MAX_ENTRIES / 32]; /* entries of these: gather.cuh                                  */
-	int32_t adopted_any;                   /* is there one?                                                  */
-	uint64_t bar_gather[2];                /* and who waits for the pieces of a share left it to others */
-	int32_t handed[2];
+	union {
+		struct {
+			struct part_borders borders;
+			int64_t start[2]; /* of the requests that hold the borders, on the axis */
+		};
+		uint32_t adopted[2][MAX_ENTRIES / 32]; /* entries of the splits: gather.cuh */
+	};
+	struct split split[2];  /* the request of the first piece, if it began before; of the last, if it goes on */
+	int32_t adopted_any;    /* is there one?                                                */
+	int16_t handed[2];      /* 1: who waited for the pieces of a share left it to others    */
+	uint64_t bar_gather[2]; /* the pieces of a share are there                              */
 	union {
 		struct {
 			int64_t sum[12]; /* by warp, of up to 384 threads */
@@ -246,12 +250,21 @@ DEV struct part_borders borders_from(const struct decode_params &p, int part,
 	return b;
 }
 
+/* What a warp does for its first piece ahead of its start, before it knows that the piece is the right one. */
+enum ahead {
+	HINT,    /* before grid_wait(): nothing but hints    */
+	LOAD,    /* after it, while the lengths are compared */
+	DIFFERS, /* is what LOAD assumed wrong?              */
+	CONFIRM, /* the piece is right                       */
+	UNDO     /* it was wrong                             */
+};
+
 /* All of it before grid_wait() with the lengths that are there, which the kernel before us may still be writing; after it
  * they are only compared with the true ones, and if any differs it is done again.  Meanwhile the index of the first page is
  * on its way. */
-template <int EACH>
+template <int EACH, class DO>
 DEV bool start_in_warp(const struct decode_params &p, int part, int row_tile, int finder, struct schedule &sh,
-                       struct walk &walk, struct piece &piece)
+                       struct walk &walk, struct piece &piece, const DO &for_piece)
 {
 	const int each = EACH == 1 ? 1 : (p.b + 31) >> 5;
 	struct lane_requests<EACH> requests;
@@ -268,10 +281,19 @@ DEV bool start_in_warp(const struct decode_params &p, int part, int row_tile, in
 		if (waited)
 			break;
 		__syncthreads();
+		const bool any = more && piece.begin < piece.end;
+		if (any)
+			for_piece(HINT);
 		grid_wait();
-		if (more && piece.begin < piece.end && (threadIdx.x & 31) == 0)
+		if (any && (threadIdx.x & 31) == 0)
 			prefetch_l1(p.block_table + piece.req * p.table_stride + token_page(p, piece.begin * BLOCK));
-		if (read_requests(p, each, requests))
+		if (any)
+			for_piece(LOAD);
+		bool right = read_requests(p, each, requests);
+		right = !__any_sync(0xffffffff, any && for_piece(DIFFERS)) && right;
+		if (any)
+			for_piece(right ? CONFIRM : UNDO);
+		if (right)
 			break;
 	}
 	if (threadIdx.x == finder) {
@@ -365,6 +387,7 @@ DEV bool start_in_block(const struct decode_params &p, int part, int row_tile, i
 	if (threadIdx.x == finder)
 		sh.wide_axis = axis;
 	walk = walk_begin(p, part, sh.borders);
+	__syncthreads(); /* find_splits writes over the borders */
 	return walk_next(p, walk, row_tile, piece);
 }
 
@@ -389,14 +412,15 @@ DEV bool is_small(const struct decode_params &p)
 
 /* A CTA's walk and its first piece; called by all its threads, a barrier, returns after grid_wait().  Thread `finder` may
  * call find_splits. */
+template <class DO>
 DEV bool start_walk(const struct decode_params &p, int part, int row_tile, int finder, struct schedule &sh,
-                    struct walk &walk, struct piece &piece)
+                    struct walk &walk, struct piece &piece, const DO &for_piece)
 {
 	if (!is_small(p))
 		return start_in_block(p, part, row_tile, finder, sh, walk, piece);
-	return p.b <= 32    ? start_in_warp<1>(p, part, row_tile, finder, sh, walk, piece)
-	       : p.b <= 128 ? start_in_warp<4>(p, part, row_tile, finder, sh, walk, piece)
-	                    : start_in_warp<8>(p, part, row_tile, finder, sh, walk, piece);
+	return p.b <= 32    ? start_in_warp<1>(p, part, row_tile, finder, sh, walk, piece, for_piece)
+	       : p.b <= 128 ? start_in_warp<4>(p, part, row_tile, finder, sh, walk, piece, for_piece)
+	                    : start_in_warp<8>(p, part, row_tile, finder, sh, walk, piece, for_piece);
 }
 
 /* The split requests at the part's borders; what the end of the CTA wants to know. */
@@ -425,9 +449,10 @@ DEV void find_splits(const struct decode_params &p, struct schedule &sh)
 			u.tokens = request_tokens(p, u.req);
 		}
 		sh.split[i] = u;
+	}
+	for (int i = 0; i < 2; i++)
 		for (int k = 0; k < MAX_ENTRIES / 32; k++)
 			sh.adopted[i][k] = 0;
-	}
 }
 
 #endif
