@@ -62,6 +62,8 @@ mutant test_check src/check.c 'if (bytes[i])' 'if (0)'
 mutant test_check src/check.c 'p->workspace_size < needed' 'p->workspace_size + 1 < needed'
 mutant test_append src/check.c 'slot < p->num_pages * p->page' 'slot <= p->num_pages * p->page'
 mutant test_context src/status.c 'ctx->num_threads = status == FMLA_OK ? num_threads : 0' 'ctx->num_threads = num_threads + 1'
+mutant test_context src/threads.c 'i <= last && i < cpu' 'i <= last'
+mutant test_context src/threads.c 'after == '"'-'"'' '0'
 # 2 plan
 mutant test_plan src/plan_core.h '(len + BLOCK - 1) / BLOCK' 'len / BLOCK'
 mutant test_plan src/plan_core.h 'len - s_q + 1 - window' 'len - s_q + 65 - window'

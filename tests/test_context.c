@@ -79,30 +79,34 @@ static void test_backend_info(void **state)
 	assert_int_equal(older.num_workers, -7);
 }
 
-/* A machine whose CPUs 0 and 1 are one core, as are 2 and 9; of CPU 3 nothing is known. */
+/* A machine whose CPUs 0 to 2 are one core, as are 3 and 9; of CPU 4 nothing is known. */
 static void test_cores(void **state)
 {
 	(void)state;
-	static const char *const lists[] = {"0-1\n", "0-1\n", "2,9\n"};
-	char root[] = "/tmp/flashmla-cpus-XXXXXX", path[3][3][96];
+	static const struct {
+		int cpu;
+		const char *list;
+	} known[] = {{0, "0-2\n"}, {1, "0-2\n"}, {2, "0-2\n"}, {3, "3,9\n"}, {9, "3,9\n"}};
+	enum { KNOWN = sizeof(known) / sizeof(known[0]) };
+	char root[] = "/tmp/flashmla-cpus-XXXXXX", path[KNOWN][3][96];
 	assert_non_null(mkdtemp(root));
-	for (int cpu = 0; cpu < 3; cpu++) {
-		snprintf(path[cpu][0], 96, "%s/cpu%d", root, cpu);
-		snprintf(path[cpu][1], 96, "%s/cpu%d/topology", root, cpu);
-		snprintf(path[cpu][2], 96, "%s/cpu%d/topology/thread_siblings_list", root, cpu);
-		assert_int_equal(mkdir(path[cpu][0], 0700) | mkdir(path[cpu][1], 0700), 0);
-		FILE *f = fopen(path[cpu][2], "w");
+	for (int i = 0; i < KNOWN; i++) {
+		snprintf(path[i][0], 96, "%s/cpu%d", root, known[i].cpu);
+		snprintf(path[i][1], 96, "%s/cpu%d/topology", root, known[i].cpu);
+		snprintf(path[i][2], 96, "%s/cpu%d/topology/thread_siblings_list", root, known[i].cpu);
+		assert_int_equal(mkdir(path[i][0], 0700) | mkdir(path[i][1], 0700), 0);
+		FILE *f = fopen(path[i][2], "w");
 		assert_non_null(f);
-		fputs(lists[cpu], f);
+		fputs(known[i].list, f);
 		fclose(f);
 	}
-	const unsigned char all[10] = {1, 1, 1, 1, 0, 0, 0, 0, 0, 1}, without_0[10] = {0, 1, 1, 0}, none[10] = {0};
-	assert_int_equal(threads_cores(root, all, 10), 4); /* CPU 9 says nothing either */
-	assert_int_equal(threads_cores(root, all, 4), 3);
-	assert_int_equal(threads_cores(root, without_0, 10), 2);
+	const unsigned char all[10] = {1, 1, 1, 1, 1, 0, 0, 0, 0, 1}, without_0[10] = {0, 1, 1}, none[10] = {0};
+	assert_int_equal(threads_cores(root, all, 10), 3);
+	assert_int_equal(threads_cores(root, all, 4), 2);
+	assert_int_equal(threads_cores(root, without_0, 10), 1);
 	assert_int_equal(threads_cores(root, none, 10), 0);
-	for (int cpu = 0; cpu < 3; cpu++)
-		assert_int_equal(unlink(path[cpu][2]) | rmdir(path[cpu][1]) | rmdir(path[cpu][0]), 0);
+	for (int i = 0; i < KNOWN; i++)
+		assert_int_equal(unlink(path[i][2]) | rmdir(path[i][1]) | rmdir(path[i][0]), 0);
 	assert_int_equal(rmdir(root), 0);
 	assert_true(threads_offered() >= 1);
 }
