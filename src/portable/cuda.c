@@ -152,7 +152,7 @@ static struct pk_target target_of(struct fmla_ctx *ctx, const struct problem *p)
 	const int t = p->rows <= 16 ? 0 : p->rows <= 32 || keys <= FEW_TOKENS * 128 / p->rows ? 1 : 2;
 	const int64_t sms = even_sms(d->sms), tiles = p->h_kv * ((p->rows + tile_rows[t] - 1) / tile_rows[t]);
 	const int64_t per_sm = d->ctas[t] < 1 || keys <= sms * SHORT_KEYS / tiles ? 1 : d->ctas[t];
-	return (struct pk_target){sms * per_sm, tile_rows[t]};
+	return (struct pk_target){.workers = sms * per_sm, .tile_rows = tile_rows[t]};
 }
 
 static int64_t portable_cuda_num_parts(struct fmla_ctx *ctx, const struct problem *p)
