@@ -135,11 +135,6 @@ DEV float4 make_float4(float x, float y, float z, float w)
 	return {x, y, z, w};
 }
 
-DEV int min(int a, int b)
-{
-	return a < b ? a : b;
-}
-
 DEV void __syncthreads(void)
 {
 	meet(0, cta.threads);
@@ -194,10 +189,6 @@ DEV void copy_async(uint32_t to, const void *from, int bytes)
 		land(c);
 	else
 		cta.fibers[cta.self].open.push_back(c);
-}
-
-DEV void prefetch(const void *)
-{
 }
 
 DEV void copy_commit(void)

@@ -16,7 +16,7 @@ enum {
 	MAX_DEVICES = 16,
 	TILES = 3,
 	FEW_TOKENS = 65536, /* times 128 rows: 32-row tiles from 33 rows on    */
-	SHORT_KEYS = 512    /* of a CTA: not worth two CTAs an SM               */
+	SHORT_KEYS = 256    /* of a CTA: not worth two CTAs an SM               */
 };
 static const int tile_rows[TILES] = {16, 32, 64};
 
@@ -181,8 +181,7 @@ static fmla_status run_mma(struct fmla_ctx *ctx, const struct problem *p, bool c
 {
 	const struct pk_target target = target_of(ctx, p);
 	const struct pk_call decode = pk_decode_call(p, target), *const call = &decode;
-	struct mma_buffers g = pk_mma_buffers(p, target, call);
-	g.fetches_ahead = call->groups <= state_of(ctx)->device[p->device.id].sms;
+	const struct mma_buffers g = pk_mma_buffers(p, target, call);
 	int previous;
 	TRY(enter_device(ctx, p->device.id, &previous));
 	const cudaError_t error = combines ? fmla_mma_combine_launch(&call->shape.decode, &g, p->stream)

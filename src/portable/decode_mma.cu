@@ -56,8 +56,9 @@ COLD void next_piece(const struct pk_shape &p, const struct mma_buffers &g, int 
 }
 
 /* The part's first piece, by warp 0, where that takes no other warp: sh.runs > 0. */
-template <class T>
-DEV void first_piece(const struct pk_shape &p, const struct mma_buffers &g, struct small *sh, int number)
+template <class T, bool PLAIN>
+DEV void first_piece(const struct pk_shape &p, const struct mma_buffers &g, const struct pk_shape &any,
+                     const struct mma_buffers &any_buffers, struct small *sh, int number)
 {
 	const struct plan_axis axis = axis_of(p, g);
 	if (threadIdx.x > 0)
@@ -68,6 +69,8 @@ DEV void first_piece(const struct pk_shape &p, const struct mma_buffers &g, stru
 	sh->now.have = 0;
 	if (run_of(p, g, axis, number, sh->part, sh->now.piece))
 		begin_piece(p, g, sh->tile, T::ROWS, sh->now);
+	if (!PLAIN && !sh->now.have) /* no row in this tile */
+		next_piece(any, any_buffers, sh->tile, number, T::ROWS, sh->part, sh->now, sh->now);
 	sh->last = sh->part.begin_req == PLAN_IDLE;
 }
 
@@ -360,11 +363,8 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 			load_first_tiles<T, PLAIN>(p, g, &sh, likely, slots, page);
 		}
 	}
-	if (g.plans_itself && warp == 0) {
-		first_piece<T>(p, g, &sh, number);
-		if (!PLAIN && threadIdx.x == 0 && sh.runs && !sh.now.have) /* no row in this tile */
-			next_piece(any, any_buffers, sh.tile, number, T::ROWS, sh.part, sh.now, sh.now);
-	}
+	if (g.plans_itself && warp == 0)
+		first_piece<T, PLAIN>(p, g, any, any_buffers, &sh, number);
 	__syncthreads();
 	const bool guessed =
 	    PLAIN && sh.runs && c.have && c.piece.req == guess.req && c.start == guess.start && c.stop == guess.stop;
@@ -415,21 +415,15 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 		}
 #pragma unroll 1
 		for (; start < c.stop; start += T::KEYS) {
-			if (PLAIN && T::LINEAR && g.fetches_ahead && start + (T::SLOTS + 1) * T::KEYS < c.stop)
-				fetch_ahead<T>(p, &sh, c, start + (T::SLOTS + 1) * T::KEYS, page[1]);
 			if (moved)
 				scale_rows(o, sh.factor);
 			values<T, FP16>(o, shared_address(P), slot, warp);
 			copy_wait<T::SLOTS - 2>();
 			__syncthreads(); /* the next tile is there; this slot and P are free */
-			const uint32_t freed = slot;
-			if (!T::LINEAR)
-				load_later<T, PLAIN>(p, g, &sh, c, start + T::SLOTS * T::KEYS, freed, page);
+			load_later<T, PLAIN>(p, g, &sh, c, start + T::SLOTS * T::KEYS, slot, page);
 			slot = slot == slots + (T::SLOTS - 1) * T::SLOT_BYTES ? slots : slot + T::SLOT_BYTES;
 			if (start + T::KEYS < c.stop) {
 				scores<T, FP16>(q, slot, dg, s);
-				if (T::LINEAR) /* its many copies do not hold up S */
-					load_later<T, PLAIN>(p, g, &sh, c, start + T::SLOTS * T::KEYS, freed, page);
 				exchange<T>(s, x, shares, rg, dg);
 				moved = __syncthreads_or(softmax<T, FP16>(x, r, &sh, c, p.scale_log2, start + T::KEYS, P, rg, dg));
 			}

@@ -21,12 +21,6 @@ DEV void copy_async(uint32_t to, const void *from, int bytes)
 	asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-/* The 32 bytes at `from`, into L2. */
-DEV void prefetch(const void *from)
-{
-	asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 DEV void copy_commit(void)
 {
 	asm volatile("cp.async.commit_group;" ::: "memory");

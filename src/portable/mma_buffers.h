@@ -23,7 +23,6 @@ struct mma_buffers {
 	int plain;              /* 1: as mma_plain() in decode_mma.cu says                   */
 	int q_pairs, out_pairs; /* two values may be read or written at once                 */
 	int most_splits;        /* that the list has room for                                */
-	int fetches_ahead;      /* 1: into L2, where one CTA an SM does not keep enough under way */
 	int guess_each;         /* whole requests of a part, should all be equal; or 0 and   */
 	float guess_runs;       /* runs of a request                                        */
 	int combine_ctas;       /* and how they share the rows: mma_combine.cuh              */

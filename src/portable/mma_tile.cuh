@@ -128,20 +128,6 @@ DEV void load_tile(const struct pk_shape &p, const struct mma_buffers &g, struct
 	copy_commit();
 }
 
-/* Sends for a plain tile as far as L2. */
-template <class T>
-DEV void fetch_ahead(const struct pk_shape &p, struct small *sh, const struct current &c, int start, int page)
-{
-	const int bytes = min(c.stop - start, (int)T::KEYS) * KEY_BYTES;
-	if ((unsigned)page >= (unsigned)p.num_pages)
-		return;
-	const char *const from = (const char *)(sh->kv + (page * p.kv_page + (start & (p.page - 1)) * D_QK));
-#pragma unroll
-	for (int i = 0; i < T::SLOT_BYTES / 32 / T::THREADS; i++)
-		if ((i * T::THREADS + (int)threadIdx.x) * 32 < bytes)
-			prefetch(from + (i * T::THREADS + threadIdx.x) * 32);
-}
-
 /* Fills all slots, and page[] for the tile after them.  A tile that is not there still is a group of copies, so that
  * they can be counted. */
 template <class T, bool PLAIN>
@@ -157,16 +143,12 @@ DEV void load_first_tiles(const struct pk_shape &p, const struct mma_buffers &g,
 #pragma unroll
 	for (int i = 0; i < T::EACH; i++)
 		page[i] = find_page<T, PLAIN>(p, g, c, c.start + T::SLOTS * T::KEYS, i);
-	if (PLAIN && T::LINEAR)
-		page[1] = find_page<T, PLAIN>(p, g, c, c.start + (T::SLOTS + 1) * T::KEYS, 0);
 #pragma unroll
 	for (int t = 0; t < T::SLOTS; t++)
 		if (c.start + t * T::KEYS < c.stop)
 			load_tile<T, PLAIN>(p, g, sh, c, c.start + t * T::KEYS, slots + t * T::SLOT_BYTES, first[t]);
 		else
 			copy_commit();
-	if (PLAIN && T::LINEAR && g.fetches_ahead && c.start + T::SLOTS * T::KEYS < c.stop)
-		fetch_ahead<T>(p, sh, c, c.start + T::SLOTS * T::KEYS, page[0]);
 }
 
 /* The tile that begins at `start`, whose pages are in page[], if there is one; then page[] for the tile after it. */
@@ -179,14 +161,9 @@ DEV void load_later(const struct pk_shape &p, const struct mma_buffers &g, struc
 		return;
 	}
 	load_tile<T, PLAIN>(p, g, sh, c, start, slot, page);
-	if (PLAIN && T::LINEAR) {
-		page[0] = page[1];
-		page[1] = find_page<T, PLAIN>(p, g, c, start + 2 * T::KEYS, 0);
-	} else {
 #pragma unroll
-		for (int i = 0; i < T::EACH; i++)
-			page[i] = find_page<T, PLAIN>(p, g, c, start + T::KEYS, i);
-	}
+	for (int i = 0; i < T::EACH; i++)
+		page[i] = find_page<T, PLAIN>(p, g, c, start + T::KEYS, i);
 }
 
 DEV const uint16_t *q_row(const struct pk_shape &p, const struct mma_buffers &g, const struct current &c, int head,
