@@ -11,26 +11,9 @@
  *
  * Answer: see docs/perf.md, "full batches: how work is dealt out". */
 #include "../../src/cuda/ptx.cuh"
-
-#include <cuda_runtime.h>
-#include <cudaTypedefs.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include "micro.cuh"
 
 enum { ROW = 1152, TOKENS = 64, TILE = ROW * TOKENS, PAGES = 60013, MAX_CTAS = 132, MAX_SLOTS = 8, MAX_LAUNCHES = 64 };
-
-#define CHECK(call)                                            \
-	do {                                                       \
-		const int error_ = (int)(call);                        \
-		if (error_) {                                          \
-			fprintf(stderr, "%s failed: %d\n", #call, error_); \
-			exit(1);                                           \
-		}                                                      \
-	} while (0)
 
 struct config {
 	int ctas, tiles;   /* tiles: a CTA's equal part */
@@ -143,10 +126,7 @@ int main(void)
 	CHECK(cudaMalloc(&kv, (size_t)PAGES * TILE));
 	CHECK(cudaMalloc(&board, sizeof(*board)));
 	fill<<<1320, 256>>>((uint32_t *)kv, (size_t)PAGES * TILE / 4);
-	void *entry = NULL;
-	enum cudaDriverEntryPointQueryResult found;
-	CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-	const PFN_cuTensorMapEncodeTiled_v12000 encode = (PFN_cuTensorMapEncodeTiled_v12000)entry;
+	const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
 	CHECK(cudaFuncSetAttribute(stream, cudaFuncAttributeMaxDynamicSharedMemorySize, 3 * TILE));
 	cudaEvent_t t0, t1;
 	CHECK(cudaEventCreate(&t0));

@@ -10,15 +10,7 @@
  *
  * Answer: see docs/perf.md, "The third day". */
 #include "../../src/cuda/ptx.cuh"
-
-#include <cuda_runtime.h>
-#include <cudaTypedefs.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include "micro.cuh"
 
 enum {
 	ROW = 1152,
@@ -35,15 +27,6 @@ enum pairing { OWN_PAGE, SAME_PAGE, MULTICAST, PAIRINGS };
 static const char *const way_name[] = {"9 boxes, thread", "9 boxes, lanes", "4+4+1, thread", "4+4+1, warps",
                                        "2+2+2+2+1, thread"};
 static const char *const pairing_name[] = {"own", "same", "multicast"};
-
-#define CHECK(call)                                            \
-	do {                                                       \
-		const int error_ = (int)(call);                        \
-		if (error_) {                                          \
-			fprintf(stderr, "%s failed: %d\n", #call, error_); \
-			exit(1);                                           \
-		}                                                      \
-	} while (0)
 
 static __host__ __device__ int boxes_of(int way)
 {
@@ -184,10 +167,7 @@ int main(void)
 	CHECK(cudaMalloc(&kv, (size_t)pages * TILE));
 	CHECK(cudaMalloc(&out, (size_t)CTAS * REPEATS * FIELDS * sizeof(*out)));
 	fill<<<1320, 256>>>((uint32_t *)kv, (size_t)pages * TILE / 4);
-	void *entry = NULL;
-	enum cudaDriverEntryPointQueryResult found;
-	CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-	const PFN_cuTensorMapEncodeTiled_v12000 encode = (PFN_cuTensorMapEncodeTiled_v12000)entry;
+	const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
 	CHECK(cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, TILE));
 	struct maps maps;
 	for (cuuint32_t n = 1; n <= 4; n *= 2) {

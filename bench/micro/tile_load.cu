@@ -9,26 +9,9 @@
  *     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -o tile_load bench/micro/tile_load.cu && ./tile_load
  *
  * Answer: see docs/perf.md, "GPU: how a tile is fetched". */
-#include <cuda.h>
-#include <cuda_runtime.h>
-#include <cudaTypedefs.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include "micro.cuh"
 
 enum { ROW = 1152, TOKENS = 64, TILE = ROW * TOKENS };
-
-#define CHECK(call)                                            \
-	do {                                                       \
-		const int error_ = (int)(call);                        \
-		if (error_) {                                          \
-			fprintf(stderr, "%s failed: %d\n", #call, error_); \
-			exit(1);                                           \
-		}                                                      \
-	} while (0)
 
 struct config {
 	const char *name;
@@ -167,10 +150,7 @@ int main(void)
 	uint8_t *kv;
 	CHECK(cudaMalloc(&kv, (size_t)pages * TILE));
 	fill<<<1320, 256>>>((uint32_t *)kv, (size_t)pages * TILE / 4);
-	void *entry = NULL;
-	enum cudaDriverEntryPointQueryResult found;
-	CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-	const PFN_cuTensorMapEncodeTiled_v12000 encode = (PFN_cuTensorMapEncodeTiled_v12000)entry;
+	const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
 	const struct config configs[] = {
 	    {"linear 8 KB copies", 0, 0, 2, 0, 2200, 0, 0, 128, 1},
 	    {"boxes of 64x64x3", 64, 3, 2, 0, 2200, 0, 0, 256, 1},
