@@ -16,6 +16,19 @@ for program in $build/tests/test_*; do
 	"$program" ${pattern[@]+"${pattern[@]}"} >"$program.log" 2>&1 || { echo "FAIL: $program"; tail -5 "$program.log"; exit 1; }
 done
 [ -x $build/flashmla ] && { tests/cli.sh $build >$build/cli.log 2>&1 || { echo 'FAIL: cli.sh'; tail -5 $build/cli.log; exit 1; }; }
+
+# The OpenCL backend, on PoCL: a program compiled, the same from the cache, one case of each kind.
+work=$PWD/$build/opencl
+rm -rf "$work"
+mkdir -p "$work/icd"
+if need libOpenCL.so.1 ocl-icd-libopencl1 && need libpocl-devices-pthread.so pocl-opencl-icd; then
+	find / -xdev -name 'libpocl.so.*' -print -quit 2>/dev/null >"$work/icd/pocl.icd"
+	mkdir -m 700 "$work/programs"
+	export OCL_ICD_VENDORS=$work/icd POCL_CACHE_DIR=$work/pocl FMLA_PROGRAM_CACHE=$work/programs
+	for run in compiled cached; do
+		$build/flashmla check --backend opencl --case 's_k=65' >"$work/$run.log" 2>&1 || { echo "FAIL: OpenCL, $run"; tail -5 "$work/$run.log"; exit 1; }
+	done
+fi
 find $build/obj/src -name '*.gcda' -exec gcov -n -o {} {} \; 2>/dev/null | awk '
 	/^File .src\// { file = $2; gsub(/\047/, "", file) }
 	/^Lines executed:/ && file != "" {
