@@ -251,7 +251,7 @@ static void make_cache(struct data *d, int64_t num_pages, struct fmla_dtype dtyp
 #pragma omp parallel for schedule(static)
 	for (size_t j = 0; j < t->bytes / 2; j++)
 		((uint16_t *)(void *)nan_from)[j] = nan;
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) if (!c->wild) /* wild requests share pages */
 	for (int64_t i = 0; i < c->b; i++) {
 		int64_t begin, end;
 		seen_keys(d, i, &begin, &end);
@@ -259,7 +259,7 @@ static void make_cache(struct data *d, int64_t num_pages, struct fmla_dtype dtyp
 			const int64_t page = ((const int32_t *)values(table))[i * table->strides[0] + k / c->page];
 			for (int64_t h = 0; h < c->h_kv; h++) {
 				const int64_t at = page * t->strides[0] + k % c->page * t->strides[1] + h * t->strides[2];
-				for (int64_t v = 0; v < c->dqk; v++) /* by address: requests that share a page write the same */
+				for (int64_t v = 0; v < c->dqk; v++) /* by address: a shared page is the same for all */
 					value_set(dtype, values(t), at + v, key_value(c, (uint64_t)(at + v)));
 			}
 		}
